@@ -1,0 +1,52 @@
+# The image that serves the predictor: docker build -t blip [--build-arg WEIGHTS=none|demo|pretrained|DIR] .
+# WEIGHTS is the bundle to bake in; DIR is a bundle's directory inside the build context.
+ARG BASE_IMAGE=docker.io/pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime
+
+FROM ${BASE_IMAGE} AS packages
+# The environment sees the base's packages: pip takes what is there at the locked version, which is PyTorch with
+# CUDA, and installs the rest beside it, hashes checked. It is also the `python` that a plain Debian lacks.
+RUN python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "The base image needs Python 3.11.")' \
+    && python3 -m venv --system-site-packages /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /src
+COPY requirements.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --require-hashes -r requirements.txt
+COPY scripts/patch_cog scripts/
+RUN scripts/patch_cog python
+
+FROM packages AS weights
+ARG WEIGHTS=none
+COPY . .
+# The cache keeps a finished pretrained bundle, so that changed code does not download it again.
+RUN --mount=type=cache,target=/download \
+    mkdir /baked \
+    && case "$WEIGHTS" in \
+        none) ;; \
+        demo) cp -R weights/demo /baked/demo ;; \
+        pretrained) scripts/download_models --out /download/pretrained --dtype float16 \
+            && cp -R /download/pretrained /baked/pretrained ;; \
+        *) cp -R "$WEIGHTS" /baked/custom ;; \
+    esac \
+    && python -c 'from pathlib import Path; from blip.bundle import open_bundle; \
+        [open_bundle(path).verify() for path in Path("/baked").iterdir()]' \
+    && chmod -R a+rX /baked
+
+FROM packages
+ARG BASE_IMAGE
+LABEL org.opencontainers.image.title="blip" \
+    org.opencontainers.image.description="BLIP captioning, visual question answering and image-text matching over HTTP" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.base.name="${BASE_IMAGE}"
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp blip && install -d -o blip -g blip /cache
+COPY --from=weights /baked weights
+COPY cog.yaml predict.py ./
+COPY scripts/entrypoint scripts/probe scripts/
+COPY blip blip
+RUN python -m compileall -q predict.py blip
+# The root may be read-only: bytecode is compiled above, and what is written goes to /tmp and /cache.
+ENV HOME=/tmp BLIP_CACHE=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 10001:10001
+EXPOSE 5000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["/src/scripts/probe", "ready"]
+ENTRYPOINT ["/src/scripts/entrypoint"]
+CMD ["python", "-m", "cog.server.http"]

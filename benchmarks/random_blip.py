@@ -1,0 +1,106 @@
+"""LAVIS's BLIP models with random weights, small for the tests and full-size for the benchmark."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip.models import build, fill, make_tokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = (
+    "a picture of the what is colour how many there circle square red blue left right above below one two and on "
+    "dog runs surf ##board ##s ##ing do n ' t s m ve re v ##e ##t ##' n't . , ? ! - ##z"
+).split()
+#: Odd dimensions, so that a mistaken one cannot pass for another. Its gain makes few layers turn a small difference of
+#: the input into another caption; in the many layers of the full size that would make one of every rounding error.
+SMALL: dict[str, Any] = {
+    "gain": 3.0,
+    "image_size": 30,
+    "vision": {"patch_size": 6, "embed_dim": 40, "depth": 2, "num_heads": 4},
+    "text": {
+        "hidden_size": 48,
+        "encoder_width": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 72,
+        "max_position_embeddings": 40,
+        "add_type_embeddings": False,
+        "add_cross_attention": True,
+    },
+    "prompt": "a picture of ",
+    "max_txt_len": 12,
+    "embed_dim": 20,
+}
+#: BLIP base; a vocabulary of 30,524 goes with it.
+FULL: dict[str, Any] = {
+    "gain": 1.0,
+    "image_size": 384,
+    "vision": {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12},
+    "text": {
+        "hidden_size": 768,
+        "encoder_width": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "add_type_embeddings": False,
+        "add_cross_attention": True,
+    },
+    "prompt": "a picture of ",
+    "max_txt_len": 40,
+    "embed_dim": 256,
+}
+FULL_VOCABULARY = 30522  # without the two tokens that BLIP adds
+
+
+def tokenizer(folder: Path, size: int = 0) -> Any:
+    """BLIP's tokenizer on a vocabulary of words, pieces of words and punctuation, filled up to `size` tokens."""
+    known = SPECIAL + WORDS
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("".join(f"{token}\n" for token in known + [f"w{i}" for i in range(len(known), size)]))
+    return make_tokenizer(vocabulary)
+
+
+def random_blip(task: str, seed: int, tokenizer: Any, config: dict[str, Any] = SMALL, end: float = 1.0) -> Any:
+    """LAVIS's model of `task` with random weights, so scaled that one token is usually far likelier than the next.
+
+    `end` is added to the bias of the end token, which then comes at varied places.
+    """
+    text = {"vocab_size": len(tokenizer), **config["text"]}
+    vision = dict(config["vision"])
+    if task == "answer":  # the decoder reads the text encoder's states, the text encoder the image's, in one width
+        text["encoder_width"] = vision["embed_dim"] = text["hidden_size"]
+    net = build(task, {**config, "text": text, "vision": vision}, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+
+    def weights(name: str, shape: torch.Size) -> Tensor:
+        values = torch.randn(shape, generator=generator)
+        if "norm" in name.lower():
+            values = values * 0.1 + (1 if name.endswith("weight") else 0)
+        elif name.endswith("word_embeddings.weight"):
+            values *= 3 / shape[-1] ** 0.5  # logits with a standard deviation of about 3
+        elif "embed" in name:
+            pass
+        elif len(shape) > 1:
+            values *= config["gain"] / shape[1:].numel() ** 0.5
+        else:
+            values *= 0.1
+        return values
+
+    fill(
+        net,
+        {name: weights(name, parameter.shape) for name, parameter in net.named_parameters()},
+        torch.device("cpu"),
+        torch.float32,
+        where="random weights",
+    )
+    if task != "match":
+        net.text_decoder.cls.predictions.bias.data[tokenizer.sep_token_id] += end
+    return net.eval()
+
+
+def random_pixels(count: int, seed: int, size: int = SMALL["image_size"]) -> Tensor:
+    """(count, 3, size, size), as the image processor scales them."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,1 @@
+"""BLIP captioning, visual question answering and image-text matching behind one predictor."""

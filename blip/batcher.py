@@ -1,0 +1,121 @@
+"""Requests wait here while the device works; whatever waits when it becomes free runs as one batch."""
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+
+class BatcherError(RuntimeError):
+    """The batcher has stopped and takes no more requests."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One request's value, and how it came about (times in seconds)."""
+
+    value: Any
+    queue_time: float
+    device_time: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class _Request:
+    sample: Any
+    future: "Future[Result]"
+    submitted: float
+
+
+class Batcher:
+    """One worker thread that runs samples of the same task together.
+
+    `run(task, samples)` returns one value or exception per sample. When it raises, the batch is halved
+    and each half is tried again (which is what an out-of-memory error needs), so that in the end only a
+    sample that fails on its own fails.
+    """
+
+    def __init__(self, run: Callable[[str, Sequence[Any]], Sequence[Any]], max_batch: int) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._queues: dict[str, deque[_Request]] = {}
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, task: str, sample: Any) -> "Future[Result]":
+        """Queue a sample; cancelling the future before its batch starts takes it out of the queue.
+
+        Raises:
+            BatcherError: the worker has died.
+        """
+        request = _Request(sample, Future(), time.perf_counter())
+        with self._changed:
+            if self._failure:
+                raise BatcherError(f"the batching thread has died: {self._failure}") from self._failure
+            self._queues.setdefault(task, deque()).append(request)
+            self._changed.notify()
+        return request.future
+
+    def is_alive(self) -> bool:
+        """Whether the worker can still run requests."""
+        return self._thread.is_alive() and self._failure is None
+
+    def _work(self) -> None:
+        taken: list[_Request] = []
+        try:
+            while True:
+                task, taken = self._take()
+                self._run_batch(task, taken)
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                waiting = [*taken, *(request for queue in self._queues.values() for request in queue)]
+                self._queues.clear()
+            for request in waiting:
+                if not request.future.done():
+                    request.future.set_exception(BatcherError(f"the batching thread has died: {error}"))
+            traceback.print_exception(error)
+
+    def _take(self) -> tuple[str, list[_Request]]:
+        """The requests of one batch: of the task whose first request has waited longest, oldest first."""
+        with self._changed:
+            while True:
+                waiting = {task: queue for task, queue in self._queues.items() if queue}
+                if not waiting:
+                    self._changed.wait()
+                    continue
+                task = min(waiting, key=lambda name: waiting[name][0].submitted)
+                taken: list[_Request] = []
+                while waiting[task] and len(taken) < self._max_batch:
+                    request = waiting[task].popleft()
+                    if request.future.set_running_or_notify_cancel():
+                        taken.append(request)
+                if taken:
+                    return task, taken
+
+    def _run_batch(self, task: str, requests: Sequence[_Request]) -> None:
+        started = time.perf_counter()
+        try:
+            values = self._run(task, [request.sample for request in requests])
+            assert len(values) == len(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].future.set_exception(error)
+                return
+            half = len(requests) // 2
+            self._run_batch(task, requests[:half])
+            self._run_batch(task, requests[half:])
+            return
+        device_time = time.perf_counter() - started
+        for request, value in zip(requests, values, strict=True):
+            if isinstance(value, Exception):
+                request.future.set_exception(value)
+            else:
+                queue_time = started - request.submitted
+                request.future.set_result(Result(value, queue_time, device_time, len(requests)))
