@@ -3,8 +3,8 @@
     python benchmarks/contender.py NAME TASK
 
 NAME is lavis, hf or one of our precisions; TASK is a key of TASKS. It answers every line on stdin, the seed of an
-image, with a line of JSON: the seconds taken, the output, the peak memory since loading in bytes. latency.py runs it, for hf
-in the environment of requirements-hf.txt, where there is neither LAVIS nor what our code needs.
+image, with a line of JSON: the seconds taken, the output, the peak memory since loading in bytes. latency.py runs it,
+for hf in the environment of requirements-hf.txt, where there is neither LAVIS nor what our code needs.
 """
 
 import json

@@ -51,10 +51,10 @@ class Predictor(BasePredictor):
         model = self.models[name[task]]
         pixels = self.images[name[task]](Image.open(str(image)).convert("RGB")).unsqueeze(0).to(self.device)
         if task == "image_captioning":
-            return "Caption: " + model.generate({"image": pixels})[0]
+            return f"Caption: {model.generate({'image': pixels})[0]}"
         if task == "visual_question_answering":
             samples = {"image": pixels, "text_input": self.question(question)}
-            return "Answer: " + model.predict_answers(samples, inference_method="generate")[0]
+            return f"Answer: {model.predict_answers(samples, inference_method='generate')[0]}"
         samples = {"image": pixels, "text_input": self.caption(caption)}
         probability = model(samples, match_head="itm").softmax(dim=1)[:, 1].item()
         similarity = model(samples, match_head="itc").item()

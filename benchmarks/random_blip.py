@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
 }
 #: BLIP base; a vocabulary of 30,524 goes with it.
 FULL: dict[str, Any] = {
-    "gain": 1.0,
+    "gain": 1.75,
     "image_size": 384,
     "vision": {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12},
     "text": {

@@ -63,17 +63,19 @@ def lavis_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[A
     """What LAVIS gives; questions one by one, as in a batch it lets the decoder see the padding."""
     model = models[task]
     device = next(model.net.parameters()).device
-    lengths = {"num_beams": model.num_beams}
     results: list[Any] = []
     for i in range(len(scenes.pixels)):
         image = scenes.pixels[i : i + 1].to(device)
         if task == "caption":
-            lengths |= {"min_length": model.min_length, "max_length": model.max_length}
-            results += model.net.generate({"image": image}, **lengths)
+            results += model.net.generate({"image": image}, **lengths(model))
         elif task == "answer":
-            lengths |= {"min_len": model.min_length, "max_len": model.max_length}
-            samples = {"image": image, "text_input": [scenes.questions[i]]}
-            results += model.net.predict_answers(samples, inference_method="generate", **lengths)
+            results += model.net.predict_answers(
+                {"image": image, "text_input": [scenes.questions[i]]},
+                inference_method="generate",
+                num_beams=model.num_beams,
+                min_len=model.min_length,
+                max_len=model.max_length,
+            )
         else:
             samples = {"image": image, "text_input": [scenes.texts[i]]}
             probability = model.net(samples, match_head="itm").softmax(dim=1)[0, 1]
@@ -86,24 +88,35 @@ def engine_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[
     model = models[task]
     if task == "match":
         return list(engine.match(model.net, scenes.pixels, scenes.texts))
-    lengths = {"num_beams": model.num_beams, "min_length": model.min_length, "max_length": model.max_length}
     if task == "caption":
-        return list(engine.caption(model.net, scenes.pixels, **lengths))
-    return list(engine.answer(model.net, scenes.pixels, scenes.questions, **lengths))
+        return list(engine.caption(model.net, scenes.pixels, **lengths(model)))
+    return list(engine.answer(model.net, scenes.pixels, scenes.questions, **lengths(model)))
+
+
+def lengths(model: Model) -> dict[str, Any]:
+    """The search that the bundle asks for, as the engine names it."""
+    return {"num_beams": model.num_beams, "min_length": model.min_length, "max_length": model.max_length}
 
 
 def disagreement(count: int, device: torch.device, dtype: str) -> dict[str, float]:
-    """The share of `count` scenes, by task, on which the engine's output string is not LAVIS's."""
+    """How far the engine in `dtype` is from LAVIS on `count` scenes.
+
+    Returns:
+        By task the share of other strings or, for a match, of other decisions (probability over a half), and the
+        "largest_difference" between two probabilities.
+    """
     exact, models = load_exact(device), load_models(open_bundle(DEMO), device, dtype)
     different = dict.fromkeys(exact, 0)
+    largest = 0.0
     for task, model in exact.items():
         for first in range(0, count, BATCH):
             scenes = draw(min(BATCH, count - first), first, model.image_size)
-            for one, other in zip(
+            for ours, theirs in zip(
                 engine_results(models, task, scenes), lavis_results(exact, task, scenes), strict=True
             ):
                 if task == "match":
-                    different[task] += (f"{one[0]:.4%}", f"{one[1]:.4f}") != (f"{other[0]:.4%}", f"{other[1]:.4f}")
+                    different[task] += (ours[0] > 0.5) != (theirs[0] > 0.5)
+                    largest = max(largest, abs(ours[0] - theirs[0]))
                 else:
-                    different[task] += one != other
-    return {task: number / count for task, number in different.items()}
+                    different[task] += ours != theirs
+    return {**{task: number / count for task, number in different.items()}, "largest_difference": largest}

@@ -25,4 +25,4 @@ class Predictor(BasePredictor):
 
     def predict(self, image: Path = Input(description="Input image")) -> str:
         """Nothing: only the start is measured."""
-        return image.name
+        return str(image.name)

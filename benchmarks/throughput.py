@@ -224,3 +224,7 @@ def main(argv: Sequence[str]) -> int:
     }
     print(json.dumps(summary))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

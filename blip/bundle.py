@@ -157,6 +157,7 @@ class BundleWriter:
         path = directory / "model.safetensors"
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+            path.chmod(0o644)  # safetensors makes it private
         except SafetensorError as error:
             raise BundleError(f"{path} cannot be written ({error}); make room and run again.") from error
 

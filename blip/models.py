@@ -182,16 +182,26 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], device: torch.device, dtype
         setattr(net.get_submodule(owner), leaf, filled[id(parameter)])
 
 
-class _MetaParameters(TorchFunctionMode):
-    """Allocates what modules allocate for parameters on the meta device, where initialising costs nothing.
+_INITIALISERS = frozenset(("add_", "clamp_", "constant_", "erfinv_", "fill_", "kaiming_uniform_", "mul_", "normal_"))
+_INITIALISERS |= {"trunc_normal_", "uniform_", "zero_"}
 
-    `torch.device("meta")` as a context would also catch arange and linspace, whose values LAVIS reads.
+
+class _MetaParameters(TorchFunctionMode):
+    """Allocates what modules allocate for parameters on the meta device, and does not initialise it.
+
+    `torch.device("meta")` as a context would also catch arange and linspace, whose values LAVIS reads;
+    and some initialisers, run on meta tensors, import torch's compiler (3 s).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in (torch.empty, torch.zeros, torch.ones):
-            kwargs = {**(kwargs or {}), "device": "meta"}
-        return func(*args, **(kwargs or {}))
+            kwargs = {**kwargs, "device": "meta"}
+        if func.__name__ in _INITIALISERS:
+            target = args[0] if args else kwargs["tensor"]
+            if target.is_meta:
+                return target
+        return func(*args, **kwargs)
 
 
 def import_lavis() -> ModuleType:

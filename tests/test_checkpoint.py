@@ -130,7 +130,8 @@ def test_the_attacks_are_real(tmp_path: Path) -> None:
         marker.unlink()
 
 
-HEADER = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))  # of the legacy format
+PREAMBLE: list[Any] = [0x1950A86A20F9469CFC6C, 1001, {}]  # of the legacy format: magic number, version, system
+HEADER = b"".join(pickle.dumps(value, 2) for value in PREAMBLE)
 
 
 def text(value: str) -> bytes:

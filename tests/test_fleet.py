@@ -161,10 +161,12 @@ def balancer(fleet: dict[str, Server], tmp_path: Path) -> Iterator[str]:
         except requests.ConnectionError:
             return False
 
-    wait_until(answers, "HAProxy")
-    yield url
-    process.terminate()
-    process.wait(DEADLINE)
+    try:
+        wait_until(answers, "HAProxy")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
 
 
 def test_no_request_is_lost_while_a_replica_is_killed_and_restarted_and_another_is_drained(

@@ -17,7 +17,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
-def decoder(model: engine.Module, *, masked: bool, max_batch: int = 4, capture: bool = False) -> GraphedDecoder:
+def decoder(model: Any, *, masked: bool, max_batch: int = 4, capture: bool = False) -> GraphedDecoder:
     return GraphedDecoder(
         model.text_decoder,
         max_batch=max_batch,
