@@ -15,20 +15,28 @@ class Predictor(BasePredictor):
     """Image captions, answers about an image, and image-text match scores from three BLIP models."""
 
     def setup(self) -> None:
-        """Load and verify the weights bundle, then make one real prediction of each task."""
-        from blip.batcher import Batcher
+        """Load the weights bundle, verify it meanwhile, and make one real prediction of each task."""
         from blip.bundle import open_bundle
         from blip.config import Settings
-        from blip.models import bundle_path, choose_device, load_models
-        from blip.tasks import Tasks
 
         settings = Settings.from_environment()
-        device = choose_device(settings.device)
-        dtype = settings.dtype or ("float16" if device.type == "cuda" else "float32")
-        bundle = open_bundle(bundle_path(settings))
-        print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
+        path = settings.bundle_path()
+        if settings.weights == "pretrained" and not path.exists():
+            from blip.models import choose_device
+            from blip.pretrained import ensure
+
+            stored = "float16" if choose_device(settings.device).type == "cuda" else "float32"
+            ensure(path, stored, lambda line: print(line, flush=True))
+        bundle = open_bundle(path)
         with ThreadPoolExecutor(1) as verifier:
-            verified = verifier.submit(bundle.verify)
+            verified = verifier.submit(bundle.verify)  # while torch and LAVIS are imported and the weights are read
+            from blip.batcher import Batcher
+            from blip.models import choose_device, load_models
+            from blip.tasks import Tasks
+
+            device = choose_device(settings.device)
+            dtype = settings.dtype or ("float16" if device.type == "cuda" else "float32")
+            print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
             models = load_models(bundle, device, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)
             verified.result()
         self.tasks = Tasks(models)

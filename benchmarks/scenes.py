@@ -17,7 +17,7 @@ from blip.models import Model, build, fill, load_models, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-import demo_scenes  # type: ignore[import-not-found]
+import demo_scenes
 
 BATCH = 8
 

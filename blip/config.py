@@ -66,3 +66,11 @@ class Settings:
             max_batch=int(max_batch),
             cuda_graphs=cuda_graphs == "on",
         )
+
+    def bundle_path(self) -> Path:
+        """The directory of the weights bundle that `weights` names."""
+        if self.weights == "demo":
+            return DEMO
+        if self.weights == "pretrained":
+            return self.cache / "pretrained"
+        return Path(self.weights)

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from blip import precision
 from blip.bundle import TASKS, VOCABULARY, Bundle, BundleError
-from blip.config import DEMO, ConfigError, Settings
+from blip.config import ConfigError
 from blip.graphs import GraphedDecoder
 
 
@@ -56,15 +57,6 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
 
 
-def bundle_path(settings: Settings) -> Path:
-    """The directory of the weights bundle that `BLIP_WEIGHTS` names."""
-    if settings.weights == "demo":
-        return DEMO
-    if settings.weights == "pretrained":
-        return settings.cache / "pretrained"
-    return Path(settings.weights)
-
-
 def load_models(
     bundle: Bundle, device: torch.device, dtype: str, *, max_batch: int = 1, cuda_graphs: bool = False
 ) -> dict[str, Model]:
@@ -79,21 +71,27 @@ def load_models(
     precision.check(device, dtype)
     loaded = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     tokenizer = load_tokenizer(bundle)
-    models = {}
-    for task in TASKS:
-        config = bundle.config(task)
-        net = build(task, config, tokenizer)
-        fill(net, bundle.tensors(task), device, loaded, where=f"{bundle.path / task / 'model.safetensors'}")
-        model = Model(
-            net=precision.prepare(net, device, dtype),
+    configs = {task: bundle.config(task) for task in TASKS}
+    nets = {task: build(task, config, tokenizer) for task, config in configs.items()}
+
+    def load(task: str) -> Model:
+        weights = bundle.path / task / "model.safetensors"
+        fill(nets[task], bundle.tensors(task), device, loaded, where=f"{weights}")
+        config = configs[task]
+        return Model(
+            net=precision.prepare(nets[task], device, dtype),
             image_size=config["image_size"],
             num_beams=config.get("num_beams", 1),
             max_length=config.get("max_length", 0),
             min_length=config.get("min_length", 0),
         )
-        if device.type == "cuda" and task != "match":
-            model = replace(model, decoder=make_decoder(task, model, max_batch, capture=cuda_graphs))
-        models[task] = model
+
+    with ThreadPoolExecutor(2) as pool:  # reading and converting weights keeps one core busy each
+        models = dict(zip(TASKS, pool.map(load, TASKS), strict=True))
+    if device.type == "cuda":
+        for task in ("caption", "answer"):
+            decoder = make_decoder(task, models[task], max_batch, capture=cuda_graphs)
+            models[task] = replace(models[task], decoder=decoder)
     return models
 
 

@@ -261,6 +261,19 @@ def test_a_broken_bundle_is_setup_failed_with_the_reason(tmp_path: Path) -> None
         assert run_reference_probe() != 0
 
 
+def test_pretrained_weights_that_cannot_be_fetched_are_setup_failed_with_the_reason(tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    environment = {"BLIP_WEIGHTS": "pretrained", "BLIP_CACHE": str(tmp_path), "BLIP_MIRROR": nobody}
+    with Server(environment, ("--await-explicit-shutdown", "true")) as server:
+        server.wait_for("STARTING")
+        wait_until(lambda: "trying again" in server.log(), "progress in the log")
+        assert server.health()["status"] == "STARTING"
+        server.wait_for("SETUP_FAILED")
+        logs = server.health()["setup"]["logs"]
+        assert re.search(rf"{nobody}/\S+ cannot be downloaded \(ConnectionError\); check the network, set BLIP_M", logs)
+        assert not (tmp_path / "pretrained").exists()
+
+
 def test_a_server_that_cannot_be_set_up_ends_with_the_reason(tmp_path: Path) -> None:
     with Server({"BLIP_WEIGHTS": str(tmp_path)}) as server:
         assert server.process.wait(DEADLINE) != 0
