@@ -1,6 +1,7 @@
 """A real server process, a real file server and a real webhook receiver for the tests."""
 
 import base64
+import contextlib
 import http.server
 import json
 import os
@@ -156,7 +157,8 @@ class FileServer:
                 self.send_header("Content-Type", "image/jpeg")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(BrokenPipeError):  # a test that kills servers kills its client
+                    self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
