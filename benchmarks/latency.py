@@ -25,7 +25,8 @@ import torch
 
 from benchmarks.contender import TASKS
 from benchmarks.scenes import disagreement
-from blip.precision import DTYPES, PrecisionError, check
+from blip.config import DTYPES
+from blip.precision import PrecisionError, check
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "benchmarks" / "requirements-hf.txt"

@@ -67,7 +67,7 @@ def lavis_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[A
     for i in range(len(scenes.pixels)):
         image = scenes.pixels[i : i + 1].to(device)
         if task == "caption":
-            results += model.net.generate({"image": image}, **lengths(model))
+            results += model.net.generate({"image": image}, **model.lengths)
         elif task == "answer":
             results += model.net.predict_answers(
                 {"image": image, "text_input": [scenes.questions[i]]},
@@ -89,13 +89,8 @@ def engine_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[
     if task == "match":
         return list(engine.match(model.net, scenes.pixels, scenes.texts))
     if task == "caption":
-        return list(engine.caption(model.net, scenes.pixels, **lengths(model)))
-    return list(engine.answer(model.net, scenes.pixels, scenes.questions, **lengths(model)))
-
-
-def lengths(model: Model) -> dict[str, Any]:
-    """The search that the bundle asks for, as the engine names it."""
-    return {"num_beams": model.num_beams, "min_length": model.min_length, "max_length": model.max_length}
+        return list(engine.caption(model.net, scenes.pixels, **model.lengths))
+    return list(engine.answer(model.net, scenes.pixels, scenes.questions, **model.lengths))
 
 
 def disagreement(count: int, device: torch.device, dtype: str) -> dict[str, float]:

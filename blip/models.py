@@ -35,6 +35,11 @@ class Model:
     min_length: int  # tokens, the prompt counted
     decoder: GraphedDecoder | None = None  # on a GPU, for the tasks that generate text
 
+    @property
+    def lengths(self) -> dict[str, Any]:
+        """The search that the bundle asks for, as the engine's arguments."""
+        return {"num_beams": self.num_beams, "min_length": self.min_length, "max_length": self.max_length}
+
 
 def choose_device(name: str) -> torch.device:
     """The device for `name` ("auto", "cpu" or "cuda"), tried with a real allocation.

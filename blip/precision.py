@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+from blip.config import DTYPES
 
 
 class PrecisionError(ValueError):

@@ -80,20 +80,15 @@ class Tasks:
         if task == MATCHING:
             outputs = [_say_match(match) for match in engine.match(model.net, pixels, texts)]
         else:
-            lengths: dict[str, Any] = {
-                "num_beams": model.num_beams,
-                "min_length": model.min_length,
-                "max_length": model.max_length,
-                "decoder": model.decoder,
-            }
+            search = {**model.lengths, "decoder": model.decoder}
             arguments: tuple[Any, ...] = (pixels,) if task == CAPTIONING else (pixels, texts)
             prefix = "Caption: " if task == CAPTIONING else "Answer: "
             if any(sample.emit for sample in samples):
                 stream = engine.stream_caption if task == CAPTIONING else engine.stream_answer
-                outputs = _follow(stream(model.net, *arguments, **lengths), prefix, samples)
+                outputs = _follow(stream(model.net, *arguments, **search), prefix, samples)
             else:
                 generate = engine.caption if task == CAPTIONING else engine.answer
-                outputs = [_prefixed(prefix, text) for text in generate(model.net, *arguments, **lengths)]
+                outputs = [_prefixed(prefix, text) for text in generate(model.net, *arguments, **search)]
         for sample, output in zip(samples, outputs, strict=True):
             if isinstance(output, str):
                 sample.tell(output)

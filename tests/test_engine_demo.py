@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.scenes import draw, engine_results, lavis_results, lengths, load_exact
+from benchmarks.scenes import draw, engine_results, lavis_results, load_exact
 from blip import engine
 from blip.bundle import open_bundle
 from blip.config import DEMO
@@ -45,11 +45,11 @@ def test_batches_of_every_size_get_what_lavis_gives(
 def test_streamed_captions_and_answers_join_to_the_results(prepared: dict[str, Model]) -> None:
     model = prepared["caption"]
     scenes = draw(8, 0, model.image_size)
-    steps = list(engine.stream_caption(model.net, scenes.pixels, **lengths(model)))
+    steps = list(engine.stream_caption(model.net, scenes.pixels, **model.lengths))
     assert ["".join(pieces) for pieces in zip(*steps, strict=True)] == engine_results(prepared, "caption", scenes)
     model = prepared["answer"]
     scenes = draw(8, 0, model.image_size)
-    steps = list(engine.stream_answer(model.net, scenes.pixels, scenes.questions, **lengths(model)))
+    steps = list(engine.stream_answer(model.net, scenes.pixels, scenes.questions, **model.lengths))
     assert ["".join(pieces) for pieces in zip(*steps, strict=True)] == engine_results(prepared, "answer", scenes)
 
 
