@@ -1,5 +1,6 @@
 """Requests wait here while the device works; whatever waits when it becomes free runs as one batch."""
 
+import sys
 import threading
 import time
 import traceback
@@ -36,11 +37,21 @@ class Batcher:
 
     `run(task, samples)` returns one value or exception per sample. When it raises, the batch is halved
     and each half is tried again (which is what an out-of-memory error needs), so that in the end only a
-    sample that fails on its own fails.
+    sample that fails on its own fails. Before that `check()` tries the device: when it raises too, nothing
+    will work any more and the thread dies. Whatever it dies of, everyone who waits gets the error, and then
+    `on_death()` is called.
     """
 
-    def __init__(self, run: Callable[[str, Sequence[Any]], Sequence[Any]], max_batch: int) -> None:
+    def __init__(
+        self,
+        run: Callable[[str, Sequence[Any]], Sequence[Any]],
+        max_batch: int,
+        check: Callable[[], None] = lambda: None,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
         self._run = run
+        self._check = check
+        self._on_death = on_death
         self._max_batch = max_batch
         self._queues: dict[str, deque[_Request]] = {}
         self._changed = threading.Condition()
@@ -80,7 +91,9 @@ class Batcher:
             for request in waiting:
                 if not request.future.done():
                     request.future.set_exception(BatcherError(f"the batching thread has died: {error}"))
-            traceback.print_exception(error)
+            # The process's own stderr: what the server puts in its place wants to know which prediction prints.
+            traceback.print_exception(error, file=sys.__stderr__)
+            self._on_death()
 
     def _take(self) -> tuple[str, list[_Request]]:
         """The requests of one batch: of the task whose first request has waited longest, oldest first."""
@@ -105,6 +118,7 @@ class Batcher:
             values = self._run(task, [request.sample for request in requests])
             assert len(values) == len(requests)
         except Exception as error:
+            self._check()
             if len(requests) == 1:
                 requests[0].future.set_exception(error)
                 return

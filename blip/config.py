@@ -74,3 +74,31 @@ class Settings:
         if self.weights == "pretrained":
             return self.cache / "pretrained"
         return Path(self.weights)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server accepts from outside; read by its own process, not by the predictor's.
+
+    Attributes:
+        max_image_bytes: `BLIP_MAX_IMAGE_BYTES`: the largest image file, sent or fetched.
+        egress: `BLIP_EGRESS`: "public" (images and webhooks at public addresses only) or "any".
+    """
+
+    max_image_bytes: int
+    egress: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
+        """Read the limits; an unset or empty variable has its default.
+
+        Raises:
+            ConfigError: a variable has a value that means nothing.
+        """
+        max_image_bytes = environment.get("BLIP_MAX_IMAGE_BYTES") or "50000000"
+        if not max_image_bytes.isdecimal() or int(max_image_bytes) < 1:
+            raise ConfigError(f"BLIP_MAX_IMAGE_BYTES={max_image_bytes} is not a number of bytes; set it to 1 or more.")
+        egress = environment.get("BLIP_EGRESS") or "public"
+        if egress not in ("public", "any"):
+            raise ConfigError(f"BLIP_EGRESS={egress} is not known; set it to public or any.")
+        return cls(int(max_image_bytes), egress)

@@ -1,5 +1,6 @@
 """The three tasks: a batch of prepared requests in, the published output strings out."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,16 @@ class Tasks:
             if isinstance(output, str):
                 sample.tell(output)
         return outputs
+
+    def check_device(self) -> None:
+        """Compute something small: some CUDA errors, unlike a lack of memory, spoil everything after them.
+
+        Raises:
+            RuntimeError: the device computes no more.
+        """
+        device = self._models[CAPTIONING].net.device
+        with contextlib.suppress(torch.OutOfMemoryError):
+            torch.ones(1, device=device).add_(1).item()
 
     def _sample(self, task: str, image: Image.Image, text: str, emit: Callable[[str], None] | None) -> Sample:
         pixels = self._preprocess[task](image)

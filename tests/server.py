@@ -2,16 +2,19 @@
 
 import base64
 import contextlib
+import gzip
 import http.server
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +59,13 @@ class Server:
 
     def __enter__(self) -> "Server":
         command = [sys.executable, "-m", "cog.server.http", *self.arguments]
-        environment = {"BLIP_WEIGHTS": "demo", "BLIP_DEVICE": "cpu", **self.environment, "PORT": str(self.port)}
+        environment = {
+            "BLIP_WEIGHTS": "demo",
+            "BLIP_DEVICE": "cpu",
+            "BLIP_EGRESS": "any",
+            **self.environment,
+            "PORT": str(self.port),
+        }
         self.log_path = Path(f"/tmp/blip-test-server-{os.getpid()}-{self.port}.log")
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -102,30 +111,59 @@ class Server:
 
         wait_until(reached, f"{status}; the server said:\n{self.log()}")
 
+    @property
+    def processes(self) -> list[int]:
+        """The server's own process and its predictor's, which is the child that was started last."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = " ".join(task.read_text() for task in tasks).split()
+        return [self.process.pid, max(map(int, children))]
+
+    def peak_memory(self) -> list[int]:
+        """The most memory that each of `processes` had so far, in bytes."""
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in self.processes]
+        return [int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 for status in statuses]
+
     def predict(self, *, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
         """POST /predictions; `body` is the request's JSON beside `input`."""
         return requests.post(f"{self.url}/predictions", json=body, headers=headers, timeout=DEADLINE)
 
 
 class Receiver:
-    """A webhook receiver that keeps the JSON bodies it is sent, in order."""
+    """A webhook receiver that keeps the JSON bodies it is sent, in order.
 
-    def __init__(self) -> None:
+    `answers` are the statuses, or the addresses to redirect to, of its first answers; the others are 200. Nothing is
+    answered until `release` is set, where `held` asks for that.
+    """
+
+    def __init__(
+        self, *answers: int | str, address: str = "127.0.0.1", port: int = 0, held: bool = False, **headers: str
+    ) -> None:
         received: queue.Queue[dict[str, Any]] = queue.Queue()
+        tokens: list[str | None] = []
+        coming, release = list(answers), threading.Event()
+        if not held:
+            release.set()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 received.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
+                tokens.append(self.headers["Authorization"])
+                answer = coming.pop(0) if coming else 200
+                release.wait(DEADLINE)
+                self.send_response(answer if isinstance(answer, int) else 302)
+                for name, value in {"Content-Length": "0", **headers}.items():
+                    self.send_header(name.replace("_", "-"), value)
+                if isinstance(answer, str):
+                    self.send_header("Location", answer)
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
+        self.release, self.tokens = release, tokens
         self._received = received
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/hook"
+        self._server = http.server.ThreadingHTTPServer((address, port), Handler)
+        self.url = f"http://{address}:{self._server.server_address[1]}/hook"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def until_completed(self) -> list[dict[str, Any]]:
@@ -136,36 +174,81 @@ class Receiver:
             if bodies[-1]["status"] in ("succeeded", "failed", "canceled"):
                 return bodies
 
+    def is_empty(self) -> bool:
+        """Whether nothing came that was not asked for."""
+        return self._received.empty()
+
     def close(self) -> None:
         """Stop receiving."""
+        self.release.set()
         self._server.shutdown()
         self._server.server_close()
 
 
 class FileServer:
-    """Serves the example images at /NAME; below /held/ an answer waits until `release` is set."""
+    """Serves the example images at /NAME, and misbehaves at the paths of `Handler.do_GET`."""
 
-    def __init__(self) -> None:
-        release = threading.Event()
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
+        release, files = threading.Event(), self
+        self.requests = 0
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.path.startswith("/held/"):
-                    release.wait(DEADLINE)
-                body = (EXAMPLES / Path(self.path).name).read_bytes()
-                self.send_response(200)
-                self.send_header("Content-Type", "image/jpeg")
-                self.send_header("Content-Length", str(len(body)))
+                files.requests += 1
+                with contextlib.suppress(ConnectionError):  # the other side may hang up at any point
+                    what, _, rest = self.path[1:].partition("/")
+                    if what == "held":  # until `release` is set
+                        release.wait(DEADLINE)
+                    if what == "status":  # /status/404
+                        self.answer(int(rest), b"")
+                    elif what == "redirect":  # /redirect/URL
+                        self.answer(302, b"", Location=urllib.parse.unquote(rest))
+                    elif what == "loop":
+                        self.answer(302, b"", Location="/loop")
+                    elif what == "huge":  # says so
+                        self.answer(200, b"", Content_Length=str(10**12))
+                    elif what == "endless":  # does not say so
+                        self.answer(200, b"", Content_Length=None)
+                        while not release.is_set():
+                            self.wfile.write(bytes(1 << 16))
+                    elif what == "drip":  # never pauses for long, and never ends
+                        self.answer(200, b"", Content_Length=None)
+                        self.drip()
+                    elif what == "drip-headers":
+                        self.drip()
+                    elif what == "cut":  # breaks off
+                        self.answer(200, bytes(10), Content_Length="1000")
+                    elif what == "junk":
+                        self.wfile.write(b"\x00\xff\r\n\r\n" * 100)
+                    elif what == "gzip":  # unasked
+                        self.answer(200, gzip.compress(bytes(10**7)), Content_Encoding="gzip")
+                    else:
+                        self.answer(200, (EXAMPLES / Path(self.path).name).read_bytes())
+
+            def answer(self, status: int, body: bytes, **headers: str | None) -> None:
+                self.send_response(status)
+                for name, value in {"Content_Length": str(len(body)), **headers}.items():
+                    if value is not None:
+                        self.send_header(name.replace("_", "-"), value)
                 self.end_headers()
-                with contextlib.suppress(BrokenPipeError):  # a test that kills servers kills its client
-                    self.wfile.write(body)
+                self.wfile.write(body)
+
+            def drip(self) -> None:
+                while not release.wait(0.2):
+                    self.wfile.write(b"x")
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
+        class Files(http.server.ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            daemon_threads = True
+            request_queue_size = 128
+
         self.release = release
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = Files((address, port), Handler)
+        host = f"[{address}]" if ":" in address else address
+        self.url = f"http://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from blip.config import ConfigError, Settings
+from blip.config import ConfigError, Limits, Settings
 
 
 def test_an_empty_environment_means_pretrained_weights_on_whatever_device_works() -> None:
@@ -49,4 +49,27 @@ def test_every_setting_is_taken_from_its_variable(tmp_path: Path) -> None:
 def test_a_setting_that_means_nothing_is_one_sentence(variable: str, value: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Settings.from_environment({variable: value})
+    assert str(caught.value) == sentence
+
+
+def test_the_limits_are_50_mb_and_public_addresses_unless_said_otherwise() -> None:
+    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public")
+    environment = {"BLIP_MAX_IMAGE_BYTES": "1000", "BLIP_EGRESS": "any"}
+    assert Limits.from_environment(environment) == Limits(1000, "any")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        (
+            "BLIP_MAX_IMAGE_BYTES",
+            "50MB",
+            "BLIP_MAX_IMAGE_BYTES=50MB is not a number of bytes; set it to 1 or more.",
+        ),
+        ("BLIP_EGRESS", "private", "BLIP_EGRESS=private is not known; set it to public or any."),
+    ],
+)
+def test_a_limit_that_means_nothing_is_one_sentence(variable: str, value: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Limits.from_environment({variable: value})
     assert str(caught.value) == sentence

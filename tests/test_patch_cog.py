@@ -14,16 +14,22 @@ from server import ROOT
 
 @pytest.fixture
 def stock(tmp_path: Path) -> Path:
-    """A package `cog` in `tmp_path` that holds the http.py of the installed release as it was shipped."""
+    """A package `cog` that holds the files of the installed release that are patched, as they were shipped."""
     spec = importlib.util.find_spec("cog")
     assert spec is not None
     assert spec.submodule_search_locations
-    shipped = Path(spec.submodule_search_locations[0]) / "server" / "http.py.stock"
-    server = tmp_path / "cog" / "server"
-    server.mkdir(parents=True)
-    for package in (server.parent, server):
-        (package / "__init__.py").touch()
-    return Path(shutil.copy(shipped, server / "http.py"))
+    installed = Path(spec.submodule_search_locations[0])
+    package = tmp_path / "cog"
+    for shipped in installed.rglob("*.stock"):
+        copy = package / shipped.relative_to(installed).with_suffix("")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (copy.parent / "__init__.py").touch()
+        shutil.copy(shipped, copy)
+    return package
+
+
+def read(package: Path) -> dict[str, str]:
+    return {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
 
 
 def run(command: list[str], packages: Path) -> subprocess.CompletedProcess[str]:
@@ -33,44 +39,60 @@ def run(command: list[str], packages: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def patch(http: Path) -> subprocess.CompletedProcess[str]:
-    return run([str(ROOT / "scripts" / "patch_cog"), sys.executable], http.parents[2])
+def patch(package: Path) -> subprocess.CompletedProcess[str]:
+    return run([str(ROOT / "scripts" / "patch_cog"), sys.executable], package.parent)
 
 
 def test_every_edit_takes_and_a_second_run_changes_nothing(stock: Path) -> None:
+    shipped = read(stock)
     assert patch(stock).returncode == 0
-    once = stock.read_text()
-    assert "0.0.0.0" not in once
-    assert "/shutdown" not in once.replace("request to /shutdown", "")
+    once = read(stock)
+    assert [name for name in shipped if once[name] == shipped[name]] == ["__init__.py", "server/__init__.py"]
+    assert "0.0.0.0" not in once["server/http.py"]
+    assert "/shutdown" not in once["server/http.py"].replace("request to /shutdown", "")
     assert patch(stock).returncode == 0
-    assert stock.read_text() == once
-    assert sorted(path.name for path in stock.parent.iterdir()) == ["__init__.py", "http.py", "http.py.stock"]
+    assert read(stock) == once
+    kept = {path.name for path in stock.rglob("*") if path.is_file() and path.suffix != ".py"}
+    assert kept == {f"{Path(name).name}.stock" for name in shipped if not name.endswith("__init__.py")}
 
 
 def test_the_edits_of_an_older_script_are_replaced(stock: Path) -> None:
     patch(stock)
-    newest = stock.read_text()
-    stock.write_text(newest.replace("default=None", 'default="::"'))
+    newest = read(stock)
+    http = stock / "server" / "http.py"
+    http.write_text(newest["server/http.py"].replace("default=None", 'default="::"'))
     assert patch(stock).returncode == 0
-    assert stock.read_text() == newest
+    assert read(stock) == newest
 
 
-@pytest.mark.parametrize("line", ['default="0.0.0.0"', '@app.post("/shutdown")', "        if runner.is_busy():"])
-def test_an_edit_that_does_not_apply_fails_loudly_and_leaves_the_server_alone(stock: Path, line: str) -> None:
-    other_release = stock.read_text().replace(line, "another_release()")
-    stock.write_text(other_release)
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("server/http.py", 'default="0.0.0.0"'),
+        ("server/http.py", '@app.post("/shutdown")'),
+        ("server/http.py", "        if runner.is_busy():"),
+        ("server/worker.py", "                    task.cancel()"),
+        ("types.py", "            shutil.copyfileobj(self.fileobj, dest)"),
+    ],
+)
+def test_an_edit_that_does_not_apply_fails_loudly_and_leaves_the_server_alone(
+    stock: Path, file: str, line: str
+) -> None:
+    path = stock / file
+    path.write_text(path.read_text().replace(line, "another_release()"))
+    other_release = read(stock)
     ended = patch(stock)
     assert ended.returncode == 1
     assert ended.stderr.startswith("scripts/patch_cog: cannot ")
-    assert "is not the server of cog 0.16.12" in ended.stderr
-    assert stock.read_text() == other_release
+    assert "is not that of cog 0.16.12" in ended.stderr
+    assert read(stock) == other_release
 
 
 def test_the_run_step_of_cog_yaml_makes_the_same_server(stock: Path) -> None:
-    by_script = Path(shutil.copytree(stock.parents[1], stock.parents[2] / "other" / "cog")) / "server" / "http.py"
+    by_script = Path(shutil.copytree(stock, stock.parent / "other" / "cog"))
     assert patch(by_script).returncode == 0
     (step,) = yaml.safe_load((ROOT / "cog.yaml").read_text())["build"]["run"]
     assert "\n" not in step["command"], "the cog CLI refuses commands of several lines"
-    ended = run(["bash", "-c", step["command"]], stock.parents[2])
+    ended = run(["bash", "-c", step["command"]], stock.parent)
     assert ended.returncode == 0, ended.stderr
-    assert stock.read_text() == by_script.read_text()
+    assert read(stock) == read(by_script)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from server import ROOT
 
-from blip.config import Settings
+from blip.config import Limits, Settings
 from predict import Predictor, StreamingPredictor
 
 README = (ROOT / "README.md").read_text()
@@ -52,6 +52,9 @@ def test_the_table_of_settings_has_every_variable_and_its_default() -> None:
     assert defaults["COG_MAX_CONCURRENCY"] == f"`{COG['concurrency']['max']}`"
     assert defaults["COG_PREDICT_TYPE_STUB"] == f"`{COG['predict']}`"
     assert defaults["BLIP_MAX_BATCH"] == f"`{settings.max_batch}`"
+    limits = Limits.from_environment({})
+    assert defaults["BLIP_MAX_IMAGE_BYTES"] == f"`{limits.max_image_bytes}`"
+    assert defaults["BLIP_EGRESS"].startswith(f"`{limits.egress}`")
     sources = [*ROOT.glob("blip/*.py"), ROOT / "scripts" / "patch_cog"]
     named = {name for path in sources for name in re.findall(r"BLIP_[A-Z_]*[A-Z]", path.read_text())}
     assert named == {name for name in defaults if name.startswith("BLIP_")}

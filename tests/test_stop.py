@@ -1,42 +1,54 @@
-"""SIGTERM, as an orchestrator stops a replica."""
+"""How a server ends: told to by an orchestrator, and when its worker, its batching thread or its device is lost."""
 
+import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import requests
+from dying_predict import THINKING
 from server import DEADLINE, EXAMPLES, FileServer, Receiver, Server, data_uri, wait_until
+
+STUB = {"COG_PREDICT_TYPE_STUB": "tests/dying_predict.py:Predictor"}
 
 
 def refuses(server: Server) -> bool:
     return bool(server.health()["status"] == "no answer")
 
 
-def test_work_in_flight_is_finished_while_new_connections_are_refused(files: FileServer, receiver: Receiver) -> None:
-    held = {"input": {"image": f"{files.url}/held/pair.jpg"}}
-    answers: list[requests.Response] = []
-    with Server({"BLIP_EGRESS": "any"}) as server:
+def question(text: str) -> dict[str, dict[str, str]]:
+    return {
+        "input": {
+            "image": data_uri(EXAMPLES / "pair.jpg"),
+            "task": "visual_question_answering",
+            "question": text,
+        }
+    }
+
+
+def test_work_in_flight_is_finished_while_new_connections_are_refused(receiver: Receiver) -> None:
+    with Server(STUB) as server:
         server.wait_for("READY")
-        expected = server.predict(input={"image": data_uri(EXAMPLES / "pair.jpg")}).json()["output"]
-        client = threading.Thread(target=lambda: answers.append(server.predict(**held)))
-        client.start()
-        later = server.predict(headers={"Prefer": "respond-async"}, webhook=receiver.url, **held)
-        assert later.status_code == 202
-        time.sleep(0.5)
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), "new connections to be refused")
-        time.sleep(6)  # stock gives up after five seconds
-        assert answers == []
-        files.release.set()
-        client.join(DEADLINE)
-        assert answers[0].json()["output"] == expected
+        expected = server.predict(**question("what color is the circle?")).json()["output"]
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(server.predict, **question("think"))  # for 14 s; stock answers 500 after five
+            time.sleep(0.5)
+            later = server.predict(
+                headers={"Prefer": "respond-async"}, webhook=receiver.url, **question("what color is the circle?")
+            )
+            assert later.status_code == 202
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: refuses(server), "new connections to be refused")
+            assert not answer.done()
+            body = answer.result().json()
+        assert (body["status"], body["metrics"]["device_time"] > THINKING) == ("succeeded", True)
         assert receiver.until_completed()[-1]["output"] == expected
         assert server.process.wait(DEADLINE) == 0
 
 
 def test_after_the_grace_period_the_server_ends_all_the_same(files: FileServer) -> None:
-    with Server({"BLIP_EGRESS": "any", "BLIP_GRACE_SECONDS": "1"}) as server:
+    with Server({"BLIP_GRACE_SECONDS": "1"}) as server:
         server.wait_for("READY")
         held = {"input": {"image": f"{files.url}/held/pair.jpg"}}
         statuses: list[int] = []
@@ -55,3 +67,68 @@ def test_a_grace_period_that_is_no_number_is_found_at_the_start(grace: str) -> N
     with Server({"BLIP_GRACE_SECONDS": grace}) as server:
         assert server.process.wait(DEADLINE) != 0
         assert f"could not convert string to float: '{grace}'" in server.log()
+
+
+def wait_for_the_end(server: Server) -> None:
+    wait_until(lambda: server.health()["status"] in ("UNHEALTHY", "DEFUNCT", "no answer"), "the loss to show")
+    assert server.process.wait(DEADLINE) == 1
+
+
+def assert_a_restart_recovers(environment: dict[str, str]) -> None:
+    with Server(environment) as restarted:
+        restarted.wait_for("READY")
+        assert restarted.predict(**question("what color is the circle?")).json()["output"] == "Answer: red"
+
+
+def test_when_the_worker_is_killed_clients_get_an_error_and_the_server_ends(
+    files: FileServer, receiver: Receiver
+) -> None:
+    held = {"input": {"image": f"{files.url}/held/pair.jpg"}}
+    with Server() as server:
+        server.wait_for("READY")
+        with ThreadPoolExecutor(2) as pool:
+            answers = [pool.submit(server.predict, **held) for _ in range(2)]
+            server.predict(headers={"Prefer": "respond-async"}, webhook=receiver.url, **held)
+            time.sleep(0.5)
+            os.kill(server.processes[1], signal.SIGKILL)
+            assert [answer.result().status_code for answer in answers] == [500, 500]
+        completed = receiver.until_completed()[-1]
+        assert (completed["status"], completed["error"]) == (
+            "failed",
+            "Prediction failed for an unknown reason. It might have run out of memory? (exitcode -9)",
+        )
+        files.release.set()
+        wait_for_the_end(server)
+    assert_a_restart_recovers({})
+
+
+def test_a_worker_that_is_killed_while_idle_ends_the_server_too() -> None:
+    with Server() as server:
+        server.wait_for("READY")
+        os.kill(server.processes[1], signal.SIGKILL)
+        assert server.process.wait(DEADLINE) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("die", "the batching thread has died: injected"),
+        ("break", "the batching thread has died: CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_a_lost_batching_thread_or_device_leaves_nobody_waiting_and_ends_the_server(fault: str, error: str) -> None:
+    with Server(STUB) as server:
+        server.wait_for("READY")
+        image = data_uri(EXAMPLES / "pair.jpg")
+        with ThreadPoolExecutor(4) as pool:
+            answers = [
+                pool.submit(
+                    server.predict, input={"image": image, "task": "visual_question_answering", "question": text}
+                )
+                for text in ("a", "b", fault, "c")
+            ]
+        bodies = [answer.result().json() for answer in answers]
+        assert error in [body["error"] for body in bodies]
+        assert {body["error"] for body in bodies} <= {error, None}
+        wait_for_the_end(server)
+    assert_a_restart_recovers(STUB)
