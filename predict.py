@@ -23,11 +23,13 @@ class Predictor(BasePredictor):
 
         settings = Settings.from_environment()
         path = settings.bundle_path()
+        device = None
         if settings.weights == "pretrained" and not path.exists():
             from blip.models import choose_device
             from blip.pretrained import ensure
 
-            stored = "float16" if choose_device(settings.device).type == "cuda" else "float32"
+            device = choose_device(settings.device)
+            stored = "float16" if device.type == "cuda" else "float32"
             ensure(path, stored, lambda line: print(line, flush=True))
         bundle = open_bundle(path)
         with ThreadPoolExecutor(1) as verifier:
@@ -36,7 +38,7 @@ class Predictor(BasePredictor):
             from blip.models import choose_device, load_models
             from blip.tasks import Tasks
 
-            device = choose_device(settings.device)
+            device = device or choose_device(settings.device)
             dtype = settings.dtype or ("float16" if device.type == "cuda" else "float32")
             print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
             models = load_models(bundle, device, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)

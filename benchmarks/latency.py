@@ -6,7 +6,7 @@ Full-size models with random weights, the same for LAVIS and for ours. Each cont
 its peak memory is its own; they take turns, so that whatever else the machine does falls on all. Beside the speed of a
 precision stands how often its string differs from LAVIS's or, for a match, how far its probability is off at most: on
 the random images timed here, whose nearly equal scores are the hardest case, and on scenes drawn for the demo weights.
-Prints tables and one line of JSON, and keeps that line under benchmarks/results with the machine and the versions.
+Prints tables and one line of JSON. A run of all tasks keeps that line under benchmarks/results.
 """
 
 import argparse
@@ -92,9 +92,10 @@ def main() -> None:
         "scenes": scenes,
     }
     line = json.dumps(result)
-    kept = ROOT / "benchmarks" / "results" / f"latency-{device.type}.json"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(line + "\n")
+    if not options.task:
+        kept = ROOT / "benchmarks" / "results" / f"latency-{device.type}.json"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(line + "\n")
     print(line)
 
 

@@ -126,6 +126,14 @@ def test_the_healthcheck_of_the_image_and_every_question_of_the_probe_say_yes(pu
         assert published.run("/opt/venv/bin/python", "/src/scripts/probe", question).returncode == 0
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:5000", "localhost:5000", "[::1]:5000", "169.254.169.254", "10.0.0.1"])
+def test_inner_addresses_are_refused_unless_it_is_told_otherwise(published: Container, host: str) -> None:
+    body = published.predict(input={"image": f"http://{host}/a.jpg"}).json()
+    assert body["status"] == "failed"
+    assert body["error"].startswith("image may not be downloaded: ")
+    assert published.predict(input={"image": PAIR}, webhook=f"http://{host}/hook").status_code == 422
+
+
 def test_it_runs_as_nobody_special_and_writes_only_where_it_may(published: Container) -> None:
     assert published.run("id", "-u").stdout == "10001\n"
     for directory, writable in {"/tmp": True, "/cache": True, "/src": False, "/opt/venv": False, "/": False}.items():
