@@ -3,7 +3,6 @@
 import base64
 import binascii
 import os
-import re
 import urllib.parse
 from typing import BinaryIO, ClassVar
 
@@ -62,10 +61,9 @@ class Source:
         try:
             parts = urllib.parse.urlsplit(url)
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            url.encode()
         except ValueError:
             usable = False
-        if not usable or re.search(r"[\x00-\x1f\x7f]", url):
+        if not usable or not url.isprintable():
             raise FetchError("image is not an http, https or data address; send one of these.")
 
     def _too_large(self) -> FetchError:

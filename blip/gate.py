@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -17,9 +18,12 @@ from blip.fetch import Source
 from blip.webhooks import Backlog
 
 TEXT_BYTES = 1_000_000  # of a request beside its image
+VALUES = 20_000  # in a request; a million wrong ones take many seconds to refuse, and everyone waits
 BODIES = 4  # of the largest size may be in memory at a time
-RESOLVE_SECONDS = 5.0
+RESOLVE_SECONDS = 2.0
 BUSY = "Already running a prediction"
+
+_resolvers = ThreadPoolExecutor(32, "resolver")
 
 
 def install(app: FastAPI, is_busy: Callable[[], bool]) -> None:
@@ -56,7 +60,8 @@ async def check(request: Any) -> None:
     if Backlog.is_full():
         raise HTTPException(409, "Too many webhooks wait for their receivers")
     try:
-        resolving = asyncio.to_thread(egress.resolve, request.webhook.host, request.webhook.port)
+        webhook = request.webhook
+        resolving = asyncio.get_running_loop().run_in_executor(_resolvers, egress.resolve, webhook.host, webhook.port)
         await asyncio.wait_for(resolving, RESOLVE_SECONDS)
     except egress.EgressError as error:
         raise _refusal("webhook", f"webhook may not be called: {error}; set a public one.") from error
@@ -79,7 +84,7 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
             await self._app(scope, receive, send)
             return
-        body, size, kept, refusal = bytearray(), 0, 0, None
+        body, size, values, kept, refusal = bytearray(), 0, 0, 0, None
         if scope["path"] == "/predictions" and self._is_busy():
             refusal = HTTPException(409, BUSY)
         try:
@@ -90,11 +95,14 @@ class BodyLimit:
                     return  # the client has gone
                 part, more = message.get("body", b""), message.get("more_body", False)
                 size += len(part)
+                values += len(part) - len(part.translate(None, b",[{"))  # none of which is in base64
                 if size > self._max_body:
                     refusal = _refusal(
                         "image",
                         f"image is too large: the request has more than {self._max_body / 1e6:.1f} MB; send less.",
                     )
+                elif values > VALUES:
+                    refusal = _refusal("json", f"the body has more than {VALUES} values; send an image as base64.")
                 elif self._held + len(part) > BODIES * self._max_body:
                     refusal = refusal or HTTPException(409, BUSY)
                 if refusal is None:
@@ -145,7 +153,8 @@ async def _explain(request: Request, error: Exception) -> Response:
         known = sentences.get(name)
         # An image has an error for each form that it could have; the one with our sentence says most.
         if known is None or item["type"] == "value_error":
-            sentences[name] = {"loc": path[:3], "msg": _sentence(name, item, request), "type": item["type"]}
+            shown = name if name.isprintable() else ascii(name)  # a sentence is one line
+            sentences[name] = {"loc": path[:3], "msg": _sentence(shown, item, request), "type": item["type"]}
     return JSONResponse({"detail": list(sentences.values())}, 422)
 
 
