@@ -6,15 +6,22 @@ only the addresses that were checked are connected to, so a name that resolves d
 """
 
 import contextlib
+import io
 import ipaddress
 import socket
 import threading
 from types import TracebackType
 from typing import Any
 
+import requests
 import urllib3.util.connection
 from urllib3.util.connection import create_connection
 
+INNER = [  # which Python 3.11 calls global
+    *map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")),
+    ipaddress.ip_network("168.63.129.16"),  # answers inside of Azure only
+]
+MAX_ADDRESSES = 4  # of a name are tried; it may have thousands
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052; its last 32 bits are an IPv4 address
 
 
@@ -49,7 +56,7 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if ip.is_site_local:
             return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in INNER))
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -74,7 +81,9 @@ def connect(address: tuple[str, int], *arguments: Any, **options: Any) -> socket
     """urllib3's create_connection, to the addresses that `resolve` allows; the thread's deadline applies."""
     host, port = address
     failure: OSError | None = None
-    for numeric in resolve(host, port):
+    for numeric in resolve(host, port)[:MAX_ADDRESSES]:
+        if _state.deadline and _state.deadline.expired:
+            raise TimeoutError("the time is up")
         try:
             connection = create_connection((numeric, port), *arguments, **options)
         except OSError as error:
@@ -84,6 +93,13 @@ def connect(address: tuple[str, int], *arguments: Any, **options: Any) -> socket
             _state.deadline.watch(connection)
         return connection
     raise failure or OSError(f"{host} has no address")
+
+
+def drop_redirect_body(response: requests.Response, **_: Any) -> None:
+    """A hook for requests, which reads the body of a redirect, of whatever size, before it follows it."""
+    if response.is_redirect:
+        response.close()
+        response.raw = io.BytesIO()
 
 
 class Deadline:

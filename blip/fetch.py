@@ -4,15 +4,17 @@ import base64
 import binascii
 import os
 import urllib.parse
+from collections.abc import Iterator
 from typing import BinaryIO, ClassVar
 
 import requests
 
-from blip.egress import Deadline, EgressError
+from blip.egress import Deadline, EgressError, drop_redirect_body
 
 SECONDS = 30.0  # for a whole download
 TIMEOUT = (5, 10)  # seconds to connect, seconds without a byte
 BLOCK = 1 << 16
+CRUMBS = 10_000  # pieces of less than 64 bytes that a download may have; each costs everyone time
 
 
 class FetchError(ValueError):
@@ -52,7 +54,7 @@ class Source:
             FetchError: it cannot be had.
         """
         if self._url is None:
-            file.write(self._decode())
+            self._decode(file)
         else:
             self._download(self._url, file)
         file.flush()
@@ -69,16 +71,34 @@ class Source:
     def _too_large(self) -> FetchError:
         return FetchError(f"image is larger than {self.max_bytes / 1e6:g} MB; send a smaller file.")
 
-    def _decode(self) -> bytes:
-        data = urllib.parse.unquote_to_bytes(self._data) if "%" in self._data else self._data.encode("ascii")
-        if self._base64:
-            try:
-                data = base64.b64decode(b"".join(data.split()), validate=True)
-            except binascii.Error as error:
-                raise FetchError("image is a data address with damaged base64; encode the whole file again.") from error
-        if len(data) > self.max_bytes:
-            raise self._too_large()
-        return data
+    def _decode(self, file: BinaryIO) -> None:
+        """In blocks, because what is escaped or folded takes many times its size, and others have to wait."""
+        size, rest, padded = 0, b"", False
+        try:
+            for block in self._unquoted():
+                if self._base64:
+                    block = rest + block.translate(None, b" \t\r\n\v\f")
+                    whole = len(block) // 4 * 4
+                    if padded and block:
+                        raise binascii.Error("data after the padding")
+                    padded = block[:whole].endswith(b"=")
+                    rest, block = block[whole:], base64.b64decode(block[:whole], validate=True)
+                size += file.write(block)
+                if size > self.max_bytes:
+                    raise self._too_large()
+            file.write(base64.b64decode(rest, validate=True))
+        except binascii.Error as error:
+            raise FetchError("image is a data address with damaged base64; encode the whole file again.") from error
+
+    def _unquoted(self) -> Iterator[bytes]:
+        start = 0
+        while start < len(self._data):
+            end = start + BLOCK
+            cut = self._data.rfind("%", end - 2, end)
+            if cut > start:  # not through an escape
+                end = cut
+            yield urllib.parse.unquote_to_bytes(self._data[start:end])
+            start = end
 
     def _download(self, url: str, file: BinaryIO) -> None:
         host = urllib.parse.urlsplit(url).hostname
@@ -88,7 +108,8 @@ class Source:
         too_slow = FetchError(f"image could not be downloaded from {host} within {SECONDS:g} s; send the file itself.")
         with Deadline(SECONDS) as deadline:
             try:
-                with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                hooks = {"response": drop_redirect_body}
+                with requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=TIMEOUT) as response:
                     if not response.ok:
                         raise FetchError(
                             f"image could not be downloaded: {host} answered {response.status_code}; check the address."
@@ -96,10 +117,12 @@ class Source:
                     size, length = 0, response.headers.get("Content-Length", "")
                     if length.isdecimal() and int(length) > self.max_bytes:
                         raise self._too_large()
-                    for block in response.raw.stream(BLOCK, decode_content=False):
+                    for number, block in enumerate(response.raw.stream(BLOCK, decode_content=False)):
                         size += file.write(block)
                         if size > self.max_bytes:
                             raise self._too_large()
+                        if number > CRUMBS + size // 64:
+                            raise FetchError(f"image could not be downloaded: {host} sends it byte by byte.")
             except EgressError as error:
                 raise FetchError(f"image may not be downloaded: {error}; send the file itself.") from error
             except requests.TooManyRedirects as error:

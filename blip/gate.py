@@ -10,6 +10,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip import egress
@@ -18,8 +19,10 @@ from blip.fetch import Source
 from blip.webhooks import Backlog
 
 TEXT_BYTES = 1_000_000  # of a request beside its image
+TEXT_LENGTH = 100_000  # characters of a question, a caption or an id
 VALUES = 20_000  # in a request; a million wrong ones take many seconds to refuse, and everyone waits
-BODIES = 4  # of the largest size may be in memory at a time
+BODIES = 4  # of the largest size may be in memory at a time; those below TEXT_BYTES are not counted
+BODY_SECONDS = 60.0  # for a body to come
 RESOLVE_SECONDS = 2.0
 BUSY = "Already running a prediction"
 
@@ -53,14 +56,16 @@ async def check(request: Any) -> None:
         *texts.items(),
         *(("context", text) for item in (request.context or {}).items() for text in item),
     ]:
+        if isinstance(text, str) and len(text) > TEXT_LENGTH:
+            raise _refusal(name, f"{name} has more than {TEXT_LENGTH} characters; send fewer.")
         if isinstance(text, str) and not _is_unicode(text):
             raise _refusal(name, f"{name} has half of a surrogate pair, which is no character; send Unicode text.")
     if request.webhook is None:
         return
     if Backlog.is_full():
         raise HTTPException(409, "Too many webhooks wait for their receivers")
+    webhook = request.webhook
     try:
-        webhook = request.webhook
         resolving = asyncio.get_running_loop().run_in_executor(_resolvers, egress.resolve, webhook.host, webhook.port)
         await asyncio.wait_for(resolving, RESOLVE_SECONDS)
     except egress.EgressError as error:
@@ -77,47 +82,62 @@ class BodyLimit:
 
     def __init__(self, app: ASGIApp, max_body: int, is_busy: Callable[[], bool]) -> None:
         self._app, self._max_body, self._is_busy = app, max_body, is_busy
-        self._held = 0  # bytes of all bodies that are in memory
+        self._held = 0  # bytes of all large bodies that are in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 422 to a body that is too large and 409 to one that there is no room for."""
+        """Answer 422 to a body that is too large, 409 when there is no room for it, and 408 when it does not come."""
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
             await self._app(scope, receive, send)
             return
-        body, size, values, kept, refusal = bytearray(), 0, 0, 0, None
+        body, refusal = bytearray(), None
         if scope["path"] == "/predictions" and self._is_busy():
             refusal = HTTPException(409, BUSY)
         try:
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return  # the client has gone
-                part, more = message.get("body", b""), message.get("more_body", False)
-                size += len(part)
-                values += len(part) - len(part.translate(None, b",[{"))  # none of which is in base64
-                if size > self._max_body:
-                    refusal = _refusal(
-                        "image",
-                        f"image is too large: the request has more than {self._max_body / 1e6:.1f} MB; send less.",
-                    )
-                elif values > VALUES:
-                    refusal = _refusal("json", f"the body has more than {VALUES} values; send an image as base64.")
-                elif self._held + len(part) > BODIES * self._max_body:
-                    refusal = refusal or HTTPException(409, BUSY)
-                if refusal is None:
-                    body += part
-                    kept += len(part)
-                    self._held += len(part)
-                elif size > BODIES * self._max_body:
-                    more = False  # enough politeness
+            async with asyncio.timeout(BODY_SECONDS):
+                refusal = await self._read(receive, body, refusal)
+        except ClientDisconnect:
+            self._held -= _charge(len(body))
+            return
+        except TimeoutError:
+            refusal = HTTPException(408, f"The body did not come within {BODY_SECONDS:g} s")
+        charge = _charge(len(body))
+        try:
             if refusal:
-                answer = JSONResponse({"detail": refusal.detail}, refusal.status_code)
-                await answer(scope, receive, send)
+                await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, send)
             else:
                 await self._app(scope, _replay(body, receive), send)
         finally:
-            self._held -= kept
+            self._held -= charge
+
+    async def _read(self, receive: Receive, body: bytearray, refusal: HTTPException | None) -> HTTPException | None:
+        """Fill `body`, unless and until there is a reason to refuse it, and return that."""
+        size, values, more = 0, 0, True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            values += len(part) - len(part.translate(None, b",[{"))  # none of which is in base64
+            charge = _charge(len(body) + len(part)) - _charge(len(body))
+            if size > self._max_body:
+                limit = f"{self._max_body / 1e6:.1f} MB"
+                refusal = _refusal("image", f"image is too large: the request has more than {limit}; send less.")
+            elif values > VALUES:
+                refusal = _refusal("json", f"the body has more than {VALUES} values; send an image as base64.")
+            elif self._held + charge > BODIES * self._max_body:
+                refusal = refusal or HTTPException(409, BUSY)
+            if refusal is None:
+                body += part
+                self._held += charge
+            elif size > BODIES * self._max_body:
+                more = False  # enough politeness
+        return refusal
+
+
+def _charge(size: int) -> int:
+    """The bytes of a body that count for the limit of all bodies."""
+    return size if size > TEXT_BYTES else 0
 
 
 def _replay(body: bytearray, receive: Receive) -> Receive:

@@ -11,17 +11,21 @@ import urllib.parse
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakValueDictionary
 
 import requests
-from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
-from blip.egress import Deadline, EgressError
+from blip.egress import Deadline, EgressError, drop_redirect_body
 
-SECONDS = 30.0  # for one attempt
+SECONDS = 15.0  # for one attempt
+TIMEOUT = (5, SECONDS)  # seconds to connect, seconds without a byte
 LONGEST_PAUSE = 120.0  # seconds between two attempts
 MAX_BACKLOG = 256_000_000  # bytes of events that wait; an event carries the inputs of its prediction
+EVENT_BYTES = 20_000  # of an event beside its JSON, for its session
 THREADS = 32
+THREADS_PER_HOST = 4  # so that a slow receiver leaves some to the others
 
 log = logging.getLogger("blip.webhooks")
 
@@ -39,6 +43,7 @@ class Backlog:
 
 
 _senders = ThreadPoolExecutor(THREADS, "webhook")
+_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by host
 
 
 class Delivery:
@@ -50,10 +55,11 @@ class Delivery:
     def __init__(self, url: str, session: requests.Session, retry: Retry) -> None:
         self._loop = asyncio.get_running_loop()
         self._url, self._session, self._retry = url, session, retry
-        self._host = urllib.parse.urlsplit(url).hostname
+        self._host = urllib.parse.urlsplit(url).hostname or ""
+        self._turn = _turns.setdefault(self._host, asyncio.Semaphore(THREADS_PER_HOST))
         self._queue: deque[tuple[bytes, bool]] = deque()
         self._running: asyncio.Task[None] | None = None
-        session.hooks["response"].append(_keep_method)
+        session.hooks["response"] = [drop_redirect_body, _keep_method]
 
     def post(self, event: dict[str, Any], final: bool = False) -> None:
         """Queue an event; from any thread, and without an error whatever the receiver does."""
@@ -63,7 +69,7 @@ class Delivery:
         if not final and Backlog.is_full():  # the final event tells it all again
             return
         Backlog.events += 1
-        Backlog.size += len(body)
+        Backlog.size += len(body) + EVENT_BYTES
         self._queue.append((body, final))
         if not self._running:
             self._running = self._loop.create_task(self._run())
@@ -75,14 +81,15 @@ class Delivery:
                 await self._send(body, self._retry if final else Retry(0))
             finally:
                 Backlog.events -= 1
-                Backlog.size -= len(body)
+                Backlog.size -= len(body) + EVENT_BYTES
         self._running = None
 
     async def _send(self, body: bytes, retry: Retry) -> None:
         while True:
             response, failure = None, "no answer"
             try:
-                response = await self._loop.run_in_executor(_senders, self._attempt, body)
+                async with self._turn:
+                    response = await self._loop.run_in_executor(_senders, self._attempt, body)
                 failure = f"status {response.status_code}"
                 if not retry.is_retry("POST", response.status_code, "Retry-After" in response.headers):
                     break
@@ -102,7 +109,7 @@ class Delivery:
     def _attempt(self, body: bytes) -> requests.Response:
         with Deadline(SECONDS):
             headers = {"Content-Type": "application/json"}
-            with self._session.post(self._url, data=body, headers=headers, timeout=SECONDS, stream=True) as response:
+            with self._session.post(self._url, data=body, headers=headers, timeout=TIMEOUT, stream=True) as response:
                 return response  # its body is of no interest
 
 
@@ -110,7 +117,7 @@ def _asked_pause(retry: Retry, response: requests.Response | None) -> float | No
     """The seconds of the Retry-After header, where there is one that can be read."""
     try:
         return retry.get_retry_after(response.raw) if response is not None else None
-    except InvalidHeader:
+    except Exception:  # a hostile one fails in urllib3 and in the calendar
         return None
 
 

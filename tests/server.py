@@ -220,6 +220,17 @@ class FileServer:
                         self.answer(200, bytes(10), Content_Length="1000")
                     elif what == "junk":
                         self.wfile.write(b"\x00\xff\r\n\r\n" * 100)
+                    elif what == "crumbs":
+                        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                        while not release.is_set():
+                            self.wfile.write(b"1\r\nx\r\n" * 1000)
+                    elif what == "redirect-bomb":
+                        body = gzip.compress(bytes(400_000_000), 1)
+                        self.answer(302, body, Location="/pair.jpg", Content_Encoding="gzip")
+                    elif what == "redirect-endless":
+                        self.answer(302, b"", Location="/pair.jpg", Content_Length=None)
+                        while not release.is_set():
+                            self.wfile.write(bytes(1 << 16))
                     elif what == "gzip":  # unasked
                         self.answer(200, gzip.compress(bytes(10**7)), Content_Encoding="gzip")
                     else:

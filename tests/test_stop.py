@@ -1,9 +1,8 @@
 """How a server ends: told to by an orchestrator, and when its worker, its batching thread or its device is lost."""
 
+import contextlib
 import os
 import signal
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -33,7 +32,7 @@ def test_work_in_flight_is_finished_while_new_connections_are_refused(receiver: 
         expected = server.predict(**question("what color is the circle?")).json()["output"]
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(server.predict, **question("think"))  # for 14 s; stock answers 500 after five
-            time.sleep(0.5)
+            wait_until(lambda: "starting prediction" in server.log().partition("prediction succeeded")[2], "its start")
             later = server.predict(
                 headers={"Prefer": "respond-async"}, webhook=receiver.url, **question("what color is the circle?")
             )
@@ -47,19 +46,24 @@ def test_work_in_flight_is_finished_while_new_connections_are_refused(receiver: 
         assert server.process.wait(DEADLINE) == 0
 
 
-def test_after_the_grace_period_the_server_ends_all_the_same(files: FileServer) -> None:
-    with Server({"BLIP_GRACE_SECONDS": "1"}) as server:
+def test_after_the_grace_period_the_server_ends_whatever_still_runs(files: FileServer) -> None:
+    with Server({"BLIP_GRACE_SECONDS": "1"}) as server, contextlib.closing(Receiver(held=True)) as receiver:
         server.wait_for("READY")
-        held = {"input": {"image": f"{files.url}/held/pair.jpg"}}
-        statuses: list[int] = []
-        client = threading.Thread(target=lambda: statuses.append(server.predict(**held).status_code))
-        client.start()
-        time.sleep(0.5)
+        server.predict(**question("what color is the circle?"), webhook=receiver.url)
+        with ThreadPoolExecutor(1) as pool:
+            dripping = {"input": {"image": f"{files.url}/drip"}}
+            answer = pool.submit(server.predict, **dripping)
+            wait_until(lambda: files.requests > 0, "the download")
+            server.process.send_signal(signal.SIGTERM)
+            assert answer.result().status_code == 500
+        assert server.process.wait(15) == 1, "the download alone would take 30 s"
+
+
+def test_a_server_that_is_starting_can_be_stopped() -> None:
+    with Server() as server:
+        server.wait_for("STARTING")
         server.process.send_signal(signal.SIGTERM)
-        client.join(10)
-        assert statuses == [500]
-        files.release.set()
-        server.process.wait(DEADLINE)
+        assert server.process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize("grace", ["soon", "1 min"])
@@ -89,7 +93,7 @@ def test_when_the_worker_is_killed_clients_get_an_error_and_the_server_ends(
         with ThreadPoolExecutor(2) as pool:
             answers = [pool.submit(server.predict, **held) for _ in range(2)]
             server.predict(headers={"Prefer": "respond-async"}, webhook=receiver.url, **held)
-            time.sleep(0.5)
+            wait_until(lambda: files.requests == 3, "the downloads")
             os.kill(server.processes[1], signal.SIGKILL)
             assert [answer.result().status_code for answer in answers] == [500, 500]
         completed = receiver.until_completed()[-1]
@@ -97,7 +101,6 @@ def test_when_the_worker_is_killed_clients_get_an_error_and_the_server_ends(
             "failed",
             "Prediction failed for an unknown reason. It might have run out of memory? (exitcode -9)",
         )
-        files.release.set()
         wait_for_the_end(server)
     assert_a_restart_recovers({})
 

@@ -1,10 +1,15 @@
 """Webhooks whose receivers are down, slow or wrong, and a real server whose predictions do not mind."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 
 import pytest
+import requests
+from cog.server.webhook import requests_session_with_retries
 from server import EXAMPLES, Receiver, Server, data_uri, free_port, wait_until
+
+from blip.webhooks import Backlog, Delivery
 
 INPUT = {"image": data_uri(EXAMPLES / "pair.jpg")}
 TOKEN = "a-token-that-nobody-else-may-see"
@@ -51,15 +56,45 @@ def test_slow_receivers_hold_up_nobody_and_get_their_events_in_order(secret: Ser
         assert events == ["processing", "succeeded"]
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_final_event_is_sent_until_the_receiver_takes_it(secret: Server, status: int) -> None:
-    with contextlib.closing(Receiver(status, status, Retry_After="soon")) as receiver:
+@pytest.mark.parametrize(
+    ("status", "retry_after"),
+    [(429, "soon"), (500, "-1"), (502, "9" * 5000), (503, "Fri, 31 Dec 99999 23:59:59 GMT"), (504, "")],
+)
+def test_a_final_event_is_sent_until_the_receiver_takes_it(secret: Server, status: int, retry_after: str) -> None:
+    with contextlib.closing(Receiver(status, status, Retry_After=retry_after)) as receiver:
         start(secret, receiver.url, webhook_events_filter=["completed"])
         assert [receiver.until_completed()[-1]["output"] for _ in range(3)] == [
             "Caption: a large red circle to the left of a small blue square"
         ] * 3
-        wait_until(receiver.is_empty, "the end of events")
-    assert_predictions_go_on(secret)
+        start(secret, receiver.url, id="next")
+        assert receiver.until_completed()[0]["id"] == "next", "what was taken is not sent again"
+
+
+def test_a_final_event_is_given_up_after_as_many_attempts_as_cog_promises(caplog: pytest.LogCaptureFixture) -> None:
+    promised = requests_session_with_retries().get_adapter("http://").max_retries
+    assert (promised.total, promised.backoff_factor) == (12, 0.1)
+    assert set(promised.status_forcelist) == {429, 500, 502, 503, 504}
+
+    async def deliver(url: str) -> None:
+        delivery = Delivery(url, requests.Session(), promised.new(backoff_factor=0.001))
+        delivery.post({"status": "succeeded"}, final=True)
+        await asyncio.sleep(0)
+        while Backlog.events:
+            await asyncio.sleep(0.05)
+
+    with contextlib.closing(Receiver(*[500] * 100)) as receiver:
+        asyncio.run(deliver(receiver.url))
+        assert len(receiver.tokens) == 13
+    assert "webhook to 127.0.0.1 failed: status 500" in caplog.text
+
+
+def test_hung_receivers_leave_room_for_the_others(secret: Server) -> None:
+    with contextlib.closing(Receiver(held=True)) as hung, contextlib.closing(Receiver()) as good:
+        for _ in range(40):
+            start(secret, hung.url, webhook_events_filter=["completed"])
+        start(secret, good.url.replace("127.0.0.1", "localhost"))
+        assert good.until_completed()[-1]["status"] == "succeeded"
+        assert len(hung.tokens) <= 4
 
 
 def test_other_events_are_sent_once_whatever_the_receiver_says(secret: Server) -> None:
