@@ -18,7 +18,8 @@ TOKEN = "a-token-that-nobody-else-may-see"
 @pytest.fixture(scope="module")
 def secret() -> Iterator[Server]:
     """A server with a token for its webhooks that logs all it can."""
-    with Server({"WEBHOOK_AUTH_TOKEN": TOKEN, "COG_LOG_LEVEL": "debug"}) as server:
+    environment = {"WEBHOOK_AUTH_TOKEN": TOKEN, "COG_LOG_LEVEL": "debug", "BLIP_GRACE_SECONDS": "1"}
+    with Server(environment) as server:
         server.wait_for("READY")
         yield server
         assert TOKEN not in server.log()
