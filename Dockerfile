@@ -44,8 +44,7 @@ COPY scripts/entrypoint scripts/probe scripts/
 COPY blip blip
 RUN python -m compileall -q predict.py blip
 # The root may be read-only: bytecode is compiled above, and what is written goes to /tmp and /cache.
-# With two arenas the C library gives memory back that with one for each thread it keeps.
-ENV HOME=/tmp BLIP_CACHE=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2
+ENV HOME=/tmp BLIP_CACHE=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["/src/scripts/probe", "ready"]
