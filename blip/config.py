@@ -46,25 +46,17 @@ class Settings:
             raise ConfigError(
                 f"BLIP_WEIGHTS={weights} is neither demo nor pretrained nor a directory; set it to one of the three."
             )
-        device = environment.get("BLIP_DEVICE") or "auto"
-        if device not in DEVICES:
-            raise ConfigError(f"BLIP_DEVICE={device} is not known; set it to auto, cpu or cuda.")
+        device = _choice(environment, "BLIP_DEVICE", DEVICES)
         dtype = environment.get("BLIP_DTYPE") or None
         if dtype not in (None, *DTYPES):
             raise ConfigError(f"BLIP_DTYPE={dtype} is not known; set it to one of {', '.join(DTYPES)}.")
-        max_batch = environment.get("BLIP_MAX_BATCH") or "16"
-        if not max_batch.isdecimal() or int(max_batch) < 1:
-            raise ConfigError(f"BLIP_MAX_BATCH={max_batch} is not a number of requests; set it to 1 or more.")
-        cuda_graphs = environment.get("BLIP_CUDA_GRAPHS") or "on"
-        if cuda_graphs not in ("on", "off"):
-            raise ConfigError(f"BLIP_CUDA_GRAPHS={cuda_graphs} is not known; set it to on or off.")
         return cls(
             weights=weights,
             cache=Path(environment.get("BLIP_CACHE") or "~/.cache/blip").expanduser(),
             device=device,
             dtype=dtype,
-            max_batch=int(max_batch),
-            cuda_graphs=cuda_graphs == "on",
+            max_batch=_number(environment, "BLIP_MAX_BATCH", "16", "requests"),
+            cuda_graphs=_choice(environment, "BLIP_CUDA_GRAPHS", ("on", "off")) == "on",
         )
 
     def bundle_path(self) -> Path:
@@ -95,10 +87,23 @@ class Limits:
         Raises:
             ConfigError: a variable has a value that means nothing.
         """
-        max_image_bytes = environment.get("BLIP_MAX_IMAGE_BYTES") or "50000000"
-        if not max_image_bytes.isdecimal() or int(max_image_bytes) < 1:
-            raise ConfigError(f"BLIP_MAX_IMAGE_BYTES={max_image_bytes} is not a number of bytes; set it to 1 or more.")
-        egress = environment.get("BLIP_EGRESS") or "public"
-        if egress not in ("public", "any"):
-            raise ConfigError(f"BLIP_EGRESS={egress} is not known; set it to public or any.")
-        return cls(int(max_image_bytes), egress)
+        return cls(
+            max_image_bytes=_number(environment, "BLIP_MAX_IMAGE_BYTES", "50000000", "bytes"),
+            egress=_choice(environment, "BLIP_EGRESS", ("public", "any")),
+        )
+
+
+def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    """The value of a variable that has one of `choices`; the first is the default."""
+    value = environment.get(name) or choices[0]
+    if value not in choices:
+        raise ConfigError(f"{name}={value} is not known; set it to {', '.join(choices[:-1])} or {choices[-1]}.")
+    return value
+
+
+def _number(environment: Mapping[str, str], name: str, default: str, unit: str) -> int:
+    """The value of a variable that counts something."""
+    value = environment.get(name) or default
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"{name}={value} is not a number of {unit}; set it to 1 or more.")
+    return int(value)

@@ -23,6 +23,8 @@ from typing import Any
 
 import requests
 
+from benchmarks.serving import worker_of
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 DEADLINE = 180.0  # seconds that anything may take before a test gives up
@@ -113,10 +115,8 @@ class Server:
 
     @property
     def processes(self) -> list[int]:
-        """The server's own process and its predictor's, which is the child that was started last."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = " ".join(task.read_text() for task in tasks).split()
-        return [self.process.pid, max(map(int, children))]
+        """The server's own process and its predictor's."""
+        return [self.process.pid, worker_of(self.process.pid)]
 
     def peak_memory(self) -> list[int]:
         """The most memory that each of `processes` had so far, in bytes."""

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import io
 import json
 import socket
 import struct
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 from fastapi import FastAPI
+from image_files import encoded, png
 from PIL import Image
 from server import DEADLINE, EXAMPLES, FileServer, Server, data_uri, free_port, wait_until
 from starlette.types import Message
@@ -71,23 +71,11 @@ def data(content: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def bomb(side: int) -> bytes:
     """A PNG of `side` x `side` black pixels, one bit each, with all of its data."""
     packer = zlib.compressobj(9)
     row = bytes(1 + (side + 7) // 8)
-    body = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return png((side, side), b"".join(packer.compress(row) for _ in range(side)) + packer.flush(), bits=1)
 
 
 UNKNOWN = "image is not a picture in a known format; send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file."
@@ -126,22 +114,22 @@ def test_unusual_images_are_answered_like_plain_ones(limited: Server) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned clockwise for display
     variants = {
-        "CMYK": saved(plain.convert("CMYK"), "JPEG", quality=95),
-        "alpha": saved(alpha, "PNG"),
-        "palette with transparency": saved(palette, "PNG", transparency=0),
-        "animated GIF": saved(palette, "GIF", save_all=True, append_images=[other.quantize(2)]),
-        "animated WebP": saved(plain, "WEBP", save_all=True, append_images=[other], lossless=True),
-        "EXIF": saved(plain.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=turned),
+        "CMYK": encoded(plain.convert("CMYK"), "JPEG", quality=95),
+        "alpha": encoded(alpha, "PNG"),
+        "palette with transparency": encoded(palette, "PNG", transparency=0),
+        "animated GIF": encoded(palette, "GIF", save_all=True, append_images=[other.quantize(2)]),
+        "animated WebP": encoded(plain, "WEBP", save_all=True, append_images=[other], lossless=True),
+        "EXIF": encoded(plain.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=turned),
     }
     for name, content in variants.items():
         assert ask(limited, data(content))["output"] == CAPTION, name
     sixteen = Image.frombytes("I;16", grey.size, b"".join(struct.pack("<H", 257 * v) for v in grey.tobytes()))
-    assert ask(limited, data(saved(sixteen, "PNG"))) == ask(limited, data(saved(grey, "PNG")))
+    assert ask(limited, data(encoded(sixteen, "PNG"))) == ask(limited, data(encoded(grey, "PNG")))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
 def test_images_of_extreme_shapes_are_answered(limited: Server, size: tuple[int, int]) -> None:
-    assert ask(limited, data(saved(Image.new("RGB", size, "red"), "PNG")))["status"] == "succeeded"
+    assert ask(limited, data(encoded(Image.new("RGB", size, "red"), "PNG")))["status"] == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +168,7 @@ def test_data_addresses_may_be_folded_or_escaped_and_need_no_base64(limited: Ser
 
 def test_an_image_beyond_the_limit_is_refused_however_it_comes(limited: Server, files: FileServer) -> None:
     too_large = "image is larger than 2 MB; send a smaller file."
-    largest = saved(Image.new("RGB", (8, 8)), "BMP") + bytes(MAX_BYTES)
+    largest = encoded(Image.new("RGB", (8, 8)), "BMP") + bytes(MAX_BYTES)
     assert ask(limited, data(largest[:MAX_BYTES]))["status"] == "succeeded"
     assert ask(limited, data(largest[: MAX_BYTES + 1]))["error"] == too_large
     for path in ("huge", "endless"):

@@ -18,13 +18,19 @@ from blip.egress import Deadline, EgressError, is_public
 
 
 @pytest.fixture
-def guard() -> Iterator[None]:
-    """This process's connections guarded, for one test."""
+def installed() -> Iterator[None]:
+    """This process's connections through the module, unguarded, for one test."""
     stock = urllib3.util.connection.create_connection
-    egress.install(guarded=True)
+    egress.install(guarded=False)
     yield
     egress.install(guarded=False)
     urllib3.util.connection.create_connection = stock
+
+
+@pytest.fixture
+def guard(installed: None) -> None:  # noqa: ARG001
+    """The same, guarded."""
+    egress.install(guarded=True)
 
 
 @pytest.mark.parametrize(
@@ -63,38 +69,30 @@ def test_names_that_cannot_be_resolved_are_errors_of_the_connection(host: str) -
         requests.get(f"http://{host}/", timeout=5)
 
 
+@pytest.mark.usefixtures("installed")
 def test_a_deadline_ends_connections_that_keep_sending(files: FileServer) -> None:
-    stock = urllib3.util.connection.create_connection
-    egress.install(guarded=False)
-    try:
-        for path in ("drip", "drip-headers", "endless"):
-            started = time.monotonic()
-            with Deadline(0.5) as deadline:
-                try:
-                    with requests.get(f"{files.url}/{path}", stream=True, timeout=10) as response:
-                        for _ in response.iter_content(1 << 16):
-                            pass
-                except requests.RequestException:
-                    pass
-            assert deadline.expired
-            assert time.monotonic() - started < 10
-    finally:
-        urllib3.util.connection.create_connection = stock
+    for path in ("drip", "drip-headers", "endless"):
+        started = time.monotonic()
+        with Deadline(0.5) as deadline:
+            try:
+                with requests.get(f"{files.url}/{path}", stream=True, timeout=10) as response:
+                    for _ in response.iter_content(1 << 16):
+                        pass
+            except requests.RequestException:
+                pass
+        assert deadline.expired
+        assert time.monotonic() - started < 10
 
 
+@pytest.mark.usefixtures("installed")
 def test_a_deadline_that_is_met_leaves_no_descriptor_and_no_thread(files: FileServer) -> None:
-    stock = urllib3.util.connection.create_connection
-    egress.install(guarded=False)
-    try:
-        before = len(os.listdir("/proc/self/fd"))
-        for _ in range(50):
-            with Deadline(60) as deadline, requests.get(f"{files.url}/pair.jpg", timeout=10) as response:
-                assert response.ok
-            assert not deadline.expired
-        files.close()
-        assert len(os.listdir("/proc/self/fd")) <= before
-    finally:
-        urllib3.util.connection.create_connection = stock
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        with Deadline(60) as deadline, requests.get(f"{files.url}/pair.jpg", timeout=10) as response:
+            assert response.ok
+        assert not deadline.expired
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_server_with_its_guard_on_reaches_public_addresses_only(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from image_files import chunk, encoded, png
 from PIL import Image
-from test_images import DAMAGED, EMPTY, ORDINARY, ROOT, UNKNOWN, chunk, damaged_exif, encoded, noise, png, ramp, tiff
+from test_images import DAMAGED, EMPTY, ORDINARY, ROOT, UNKNOWN, damaged_exif, noise, ramp, tiff
 
 from blip.images import MAX_PIXELS, ImageError, open_image
 

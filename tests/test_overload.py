@@ -12,7 +12,7 @@ import pytest
 import requests
 from server import EXAMPLES, FileServer, Server, data_uri
 
-from benchmarks.serving import MIB, TIMEOUT, memory, worker_of
+from benchmarks.serving import MIB, TIMEOUT, memory
 
 SLOTS = 8
 CLIENTS = 4 * SLOTS
@@ -73,7 +73,7 @@ def overload(server: Server, files: FileServer) -> Observed:
             statuses[server.health()["status"]] += 1
         return statuses
 
-    processes = (server.process.pid, worker_of(server.process.pid))
+    processes = server.processes
     with ThreadPoolExecutor(CLIENTS + 1) as pool:
         watching = pool.submit(watch)
         clients = [pool.submit(client, number) for number in range(CLIENTS)]
@@ -90,7 +90,7 @@ def overload(server: Server, files: FileServer) -> Observed:
 @pytest.fixture(scope="module")
 def observed() -> Iterator[Observed]:
     files = FileServer()
-    environment = {"COG_MAX_CONCURRENCY": str(SLOTS), "COG_LOG_LEVEL": "error", "BLIP_EGRESS": "any"}
+    environment = {"COG_MAX_CONCURRENCY": str(SLOTS), "COG_LOG_LEVEL": "error"}
     with Server(environment) as server:
         server.wait_for("READY")
         yield overload(server, files)
