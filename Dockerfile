@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/download \
             && cp -R /download/pretrained /baked/pretrained ;; \
         *) cp -R "$WEIGHTS" /baked/custom ;; \
     esac \
-    && python -c 'from pathlib import Path; from blip.bundle import open_bundle; \
+    && python -c 'from pathlib import Path; from blip.weights.bundle import open_bundle; \
         [open_bundle(path).verify() for path in Path("/baked").iterdir()]' \
     && chmod -R a+rX /baked
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip.models import build
+from blip.lavis import build
 
 QUEUE = 57_600  # samples in the queues of the published match checkpoint
 
@@ -26,7 +26,7 @@ def write_checkpoint(
         path: the .pth file.
         task: caption, answer or match.
         config: the dimensions, as in a bundle's config.json.
-        tokenizer: as blip.models.make_tokenizer makes it.
+        tokenizer: as blip.lavis.make_tokenizer makes it.
         legacy: torch.save's format before 1.6 instead of the zip format.
         queue: samples in the match model's queues.
     """

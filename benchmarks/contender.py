@@ -1,17 +1,20 @@
 """One way to run BLIP, timed in a process of its own.
 
-    python benchmarks/contender.py NAME TASK
+    python -m benchmarks.contender [--small] NAME TASK ...
 
-NAME is lavis, hf or one of our precisions; TASK is a key of TASKS. It answers every line on stdin, the seed of an
-image, with a line of JSON: the seconds taken, the output, the peak memory since loading in bytes. latency.py runs it,
-for hf in the environment of requirements-hf.txt, where there is neither LAVIS nor what our code needs.
+NAME is lavis, hf or one of our precisions; a TASK is a key of TASKS. It answers every line on stdin, a task and the
+seed of an image, with a line of JSON: the seconds taken, the output, the peak memory since loading in bytes. race.py
+runs it, for hf in the environment of requirements-hf.txt, where there is neither LAVIS nor what our code needs: so
+those are imported where they are used.
 """
 
+import argparse
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,92 +23,146 @@ from torch import Tensor
 
 QUESTION = "what colour is the dog left of the circle?"
 TEXT = "a red dog and a blue circle left of there"
-#: name -> (task, image size in pixels, tokens of the result with its prompt)
-TASKS = {
-    "caption-12": ("caption", 384, 12),
-    "caption-30": ("caption", 384, 30),
-    "answer-4": ("answer", 480, 4),
-    "answer-10": ("answer", 480, 10),
-    "match": ("match", 384, 0),
-}
 Run = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a model.
+
+    Attributes:
+        kind: caption, answer or match.
+        image_size: pixels a side, of the full-size model.
+        length: tokens of the result with its prompt.
+    """
+
+    kind: str
+    image_size: int
+    length: int = 0
+
+
+TASKS = {
+    "caption-12": Task("caption", 384, 12),
+    "caption-30": Task("caption", 384, 30),
+    "answer-4": Task("answer", 480, 4),
+    "answer-10": Task("answer", 480, 10),
+    "match": Task("match", 384),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that runs one task on pictures of its size."""
+
+    run: Run
+    image_size: int
+    device: torch.device
+
+    def timed(self, seed: int) -> dict[str, Any]:
+        """One run on the image of `seed`."""
+        size = self.image_size
+        pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        start = time.perf_counter()
+        output = self.run(pixels)  # ends with its result on the CPU
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "output": output, "peak": peak(self.device)}
 
 
 def main() -> None:
     """Load, warm up, then serve stdin."""
-    name, task = sys.argv[1:]
-    kind, size, length = TASKS[task]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contender")
+    parser.add_argument("--small", action="store_true", help="models of the tests' size")
+    parser.add_argument("name")
+    parser.add_argument("task", choices=TASKS, nargs="+")
+    options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    run = hugging_face(kind, size, length, device) if name == "hf" else lavis_or_ours(name, kind, size, length, device)
-    timed(run, size, 0, device)
+    loaded = {}
+    for name in options.task:
+        if options.name == "hf":
+            loaded[name] = hugging_face(TASKS[name], device)
+        else:
+            loaded[name] = lavis_or_ours(options.name, TASKS[name], device, options.small)
+        loaded[name].timed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     for line in sys.stdin:
-        print(json.dumps(timed(run, size, int(line), device)), flush=True)
+        name, seed = line.split()
+        print(json.dumps(loaded[name].timed(int(seed))), flush=True)
 
 
-def timed(run: Run, size: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """One run on the image of `seed`."""
-    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(device)
-    start = time.perf_counter()
-    output = run(pixels)  # ends with its result on the CPU
-    seconds = time.perf_counter() - start
+def peak(device: torch.device) -> int:
+    """The most memory that was in use, in bytes."""
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        peak = int(fields["VmHWM"].split()[0]) * 1024
-    return {"seconds": seconds, "output": output, "peak": peak}
+        return torch.cuda.max_memory_allocated()
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def lavis_or_ours(name: str, kind: str, size: int, length: int, device: torch.device) -> Run:
-    """LAVIS as the reference build calls it, gradients tracked and the image encoded for each head; or our engine."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.random_blip import FULL, FULL_VOCABULARY, random_blip, tokenizer
-    from blip import engine
-    from blip.precision import prepare
+def lavis_or_ours(name: str, task: Task, device: torch.device, small: bool) -> Loaded:
+    """LAVIS or our engine, on the same random weights."""
+    from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, random_blip, tokenizer
 
+    config = SMALL if small else {**FULL, "image_size": task.image_size}
     with tempfile.TemporaryDirectory() as folder:
-        words = tokenizer(Path(folder), FULL_VOCABULARY)
-    model = random_blip(kind, 0, words, {**FULL, "image_size": size})
-    if name == "lavis":
-        model.requires_grad_(True).to(device)
+        words = tokenizer(Path(folder), 0 if small else FULL_VOCABULARY)
+    net = random_blip(task.kind, 0, words, config)
+    run = lavis(net.to(device), task) if name == "lavis" else ours(net, task, device, name)
+    return Loaded(run, config["image_size"], device)
 
-        def generated(pixels: Tensor) -> Any:
-            if kind == "caption":
-                return model.generate({"image": pixels}, min_length=length, max_length=length)[0]
-            return model.predict_answers(
-                {"image": pixels, "text_input": [QUESTION]}, inference_method="generate", min_len=length, max_len=length
-            )[0]
 
-        def matched(pixels: Tensor) -> Any:
-            samples = {"image": pixels, "text_input": [TEXT]}
-            logits = model(samples, match_head="itm")
-            return [float(logits.softmax(dim=1)[0, 1]), float(model(samples, match_head="itc"))]
+def lavis(net: Any, task: Task) -> Run:
+    """LAVIS as the reference build calls it: gradients tracked, and the image encoded for each head."""
+    net.requires_grad_(True)
+    lengths = task.length, task.length
 
-        return matched if kind == "match" else generated
+    def caption(pixels: Tensor) -> Any:
+        low, high = lengths
+        return net.generate({"image": pixels}, min_length=low, max_length=high)[0]
 
-    prepare(model, device, name)
+    def answer(pixels: Tensor) -> Any:
+        samples = {"image": pixels, "text_input": [QUESTION]}
+        low, high = lengths
+        return net.predict_answers(samples, inference_method="generate", min_len=low, max_len=high)[0]
 
-    def ours(pixels: Tensor) -> Any:
+    def match(pixels: Tensor) -> Any:
+        samples = {"image": pixels, "text_input": [TEXT]}
+        logits = net(samples, match_head="itm")
+        return [float(logits.softmax(dim=1)[0, 1]), float(net(samples, match_head="itc"))]
+
+    return {"caption": caption, "answer": answer, "match": match}[task.kind]
+
+
+def ours(net: Any, task: Task, device: torch.device, dtype: str) -> Run:
+    """Our engine as it is served: on a GPU with the decoder that is made when the model is loaded."""
+    from blip import engine
+    from blip.engine.graphs import GraphedDecoder
+    from blip.engine.model import Model
+    from blip.engine.precision import prepare
+
+    search = engine.Search(num_beams=3, min_length=task.length, max_length=task.length)
+    model = Model(prepare(net, device, dtype), 0, search)
+    decoder = None
+    if device.type == "cuda" and task.kind != "match":
+        decoder = GraphedDecoder(model.net.text_decoder, model.decoder_shape(max_batch=1), capture=True)
+
+    def run(pixels: Tensor) -> Any:
         result: Any
-        if kind == "caption":
-            (result,) = engine.caption(model, pixels, min_length=length, max_length=length)
-        elif kind == "answer":
-            (result,) = engine.answer(model, pixels, [QUESTION], min_length=length, max_length=length)
+        if task.kind == "caption":
+            (result,) = engine.caption(model.net, pixels, search, decoder)
+        elif task.kind == "answer":
+            (result,) = engine.answer(model.net, pixels, [QUESTION], search, decoder)
         else:
-            (result,) = engine.match(model, pixels, [TEXT])
+            (result,) = engine.match(model.net, pixels, [TEXT])
         if isinstance(result, Exception):
             raise result
         return result
 
-    return ours
+    return run
 
 
-def hugging_face(kind: str, size: int, length: int, device: torch.device) -> Run:
+def hugging_face(task: Task, device: torch.device) -> Loaded:
     """The BLIP of Hugging Face's transformers, of the same dimensions; the same number of tokens goes in and out."""
     from transformers import (
         BlipConfig,
@@ -116,29 +173,29 @@ def hugging_face(kind: str, size: int, length: int, device: torch.device) -> Run
 
     config = BlipConfig(
         text_config={"num_attention_heads": 12, "vocab_size": 30524},
-        vision_config={"image_size": size, "initializer_range": 0.02},
+        vision_config={"image_size": task.image_size, "initializer_range": 0.02},
     )
     classes = {
         "caption": BlipForConditionalGeneration,
         "answer": BlipForQuestionAnswering,
         "match": BlipForImageTextRetrieval,
     }
-    model = classes[kind](config).eval().to(device)
+    model = classes[task.kind](config).eval().to(device)
     prompt = torch.tensor([[30522, 5, 6, 7, 102]], device=device)  # [DEC] a picture of [SEP]
     text = torch.arange(200, 212, device=device)[None]  # as many tokens as QUESTION and TEXT have
-    searching = {"num_beams": 3, "min_length": length, "max_length": length}
+    searching = {"num_beams": 3, "min_length": task.length, "max_length": task.length}
 
     @torch.no_grad()
     def run(pixels: Tensor) -> Any:
-        if kind == "caption":
+        if task.kind == "caption":
             return model.generate(pixel_values=pixels, input_ids=prompt, **searching).shape[1]
-        if kind == "answer":
+        if task.kind == "answer":
             return model.generate(pixel_values=pixels, input_ids=text, **searching).shape[1]
         logits = model(pixel_values=pixels, input_ids=text, use_itm_head=True)[0]
         cosine = model(pixel_values=pixels, input_ids=text, use_itm_head=False)[0]
         return [float(logits.softmax(dim=1)[0, 1]), float(cosine)]
 
-    return run
+    return Loaded(run, task.image_size, device)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Four times as many clients as the server has slots: what they are told, how health answers meanwhile, and memory.
 
-    scripts/bench overload [--seconds N]
+    scripts/bench overload [--seconds N] [--quick]
 
 The predictor's process and the clients share one core; the server's own process and the health prober have another, as
 where a machine has a core to spare. The weights are the demo's, or what BLIP_WEIGHTS says. A client that is refused
@@ -8,12 +8,10 @@ waits 50 ms. Prints a table and one line of JSON, and keeps that line under benc
 """
 
 import argparse
-import base64
 import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,83 +20,93 @@ from datetime import UTC, datetime
 from http.client import HTTPException
 from itertools import count
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-from benchmarks.coldstart import ROOT
-from benchmarks.serving import MIB, Peer, Serving, health, memory, pin, post, serving
+from benchmarks.harness import EXAMPLES, MIB, ROOT, START, Connection, Peer, Server, chosen, data_uri
+from benchmarks.machine import machine
+from benchmarks.processes import memory, pin
 from benchmarks.throughput import INPUTS, percentile
 
 SLOTS = 32
 CLIENTS = 4 * SLOTS
-PAUSE = 0.05  # seconds after a 409, as clients do that leave the server its core
+PAUSE = 0.05  # seconds that a client waits after a 409, so that the server keeps its core
 PROBES = 20  # health checks per second
 POLL = 0.02  # seconds between two looks for READY after the load
 WARM_UP = 10.0  # seconds of load before the first look at memory
+QUICK_SECONDS = 3.0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Run the load, print the table, keep the result."""
-    import torch
-
-    from benchmarks.latency import machine
-
     parser = argparse.ArgumentParser(prog="scripts/bench overload", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="how long requests are made (default 60)")
-    seconds = parser.parse_args(argv).seconds
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_SECONDS:.0f} s, and nothing kept: a trial, no result"
+    )
+    options = parser.parse_args(argv)
+    seconds = QUICK_SECONDS if options.quick else options.seconds
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         parser.error("two cores are needed")
 
     environment = {
+        **chosen(BLIP_WEIGHTS="demo", COG_LOG_LEVEL="error"),
         "BLIP_DEVICE": "cpu",
         "BLIP_EGRESS": "any",  # the pictures by URL are on the loopback interface
         "COG_MAX_CONCURRENCY": str(SLOTS),
         "OMP_NUM_THREADS": "1",  # the one core that it is pinned to
     }
-    with tempfile.TemporaryDirectory() as folder, serving(environment, Path(folder) / "log") as server:
+    with Server(environment) as server:
+        server.wait_for("READY", START)
         result = {
             "benchmark": "overload",
+            "quick": options.quick,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            **machine(torch.device("cpu")),
+            **machine("cpu"),
             "threads": 1,
-            "weights": os.environ.get("BLIP_WEIGHTS", "demo"),
+            "weights": environment["BLIP_WEIGHTS"],
             "slots": SLOTS,
             "clients": CLIENTS,
             "seconds": seconds,
             **measure(server, seconds, busy=cores[0], spare=cores[1]),
         }
-    print(f"{'':34}{CLIENTS} clients, {SLOTS} slots, {seconds:.0f} s")
+    print_table(result)
+    line = json.dumps(result)
+    if not options.quick:
+        (ROOT / "benchmarks" / "results" / "overload-cpu.json").write_text(line + "\n")
+    print(line)
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The result, a number a line."""
+    print(f"{'':34}{CLIENTS} clients, {SLOTS} slots, {result['seconds']:.0f} s, {result['cpu']}")
     for name in ("answered", "refused_409", "lost", "wrong", "answered_per_s", "health_checks", "health_statuses"):
         print(f"{name.replace('_', ' '):34}{result[name]}")
     for name in ("health_ms", "server_memory", "predictor_memory"):
         print(f"{name.replace('_', ' '):34}{', '.join(f'{key} {value}' for key, value in result[name].items())}")
     print(f"{'READY after the last request':34}{result['ready_after_s']} s")
-    line = json.dumps(result)
-    (ROOT / "benchmarks" / "results" / "overload-cpu.json").write_text(line + "\n")
-    print(line)
-    return 0
 
 
-def measure(server: Serving, seconds: float, busy: int, spare: int) -> dict[str, Any]:
+def measure(server: Server, seconds: float, busy: int, spare: int) -> dict[str, Any]:
     """Load the server for `seconds`; `busy` and `spare` are the cores."""
-    pin(server.parent, spare)
-    pin(server.worker, busy)
+    parent, worker = processes = server.processes
+    pin(parent, spare)
+    pin(worker, busy)
     os.sched_setaffinity(0, {spare})
     spawn = get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn, os.sched_setaffinity, (0, {busy})) as loader,
         ProcessPoolExecutor(1, spawn, os.sched_setaffinity, (0, {spare})) as prober,
     ):
-        cases = loader.submit(prepare, server).result()
-        prober.submit(probe, server, 0.0).result()  # its process is there when the load begins
+        cases = loader.submit(prepare, server.port).result()
+        prober.submit(probe, server.port, 0.0).result()  # its process is there when the load begins
         began = time.monotonic()
         end = began + seconds
-        loaded, probed = loader.submit(load, server, cases, end), prober.submit(probe, server, end)
-        early = look_at_memory(server, began + min(WARM_UP, seconds / 2))
-        late = look_at_memory(server, end)
+        loaded, probed = loader.submit(load, server.port, cases, end), prober.submit(probe, server.port, end)
+        early = look_at_memory(processes, began + min(WARM_UP, seconds / 2))
+        late = look_at_memory(processes, end)
         connection = server.connect()
-        while health(connection) != "READY":
+        while connection.health() != "READY":
             time.sleep(POLL)
         ready = time.monotonic() - end
         outcomes, checks = loaded.result(), probed.result()
@@ -125,34 +133,34 @@ def measure(server: Serving, seconds: float, busy: int, spare: int) -> dict[str,
     }
 
 
-def look_at_memory(server: Serving, when: float) -> dict[str, int]:
-    """Bytes of both processes at a time of the monotonic clock."""
+def look_at_memory(processes: Sequence[int], when: float) -> dict[str, int]:
+    """Bytes of the server's two processes at a time of the monotonic clock."""
     time.sleep(max(0.0, when - time.monotonic()))
-    return {"server": memory(server.parent), "predictor": memory(server.worker)}
+    return dict(zip(("server", "predictor"), map(memory, processes), strict=True))
 
 
-def prepare(server: Serving) -> list[tuple[bytes, str]]:
-    """Requests of all tasks, one picture as a data URI and one by URL, and what the unloaded server says to each."""
-    pair, group = ((ROOT / "examples" / name).read_bytes() for name in ("pair.jpg", "group.png"))
-    peer = Peer({"/group.png": group}, received=lambda _: None)
-    images = ("data:image/jpeg;base64," + base64.b64encode(pair).decode(), f"{peer.url}/group.png")
+def prepare(port: int) -> list[tuple[bytes, str]]:
+    """Requests of all tasks, one picture as a data URI and one by URL, each with the answer of the idle server."""
+    peer = Peer()  # as long as this process
+    peer.files["/group.png"] = (EXAMPLES / "group.png").read_bytes()
+    images = (data_uri(EXAMPLES / "pair.jpg"), f"{peer.url}/group.png")
     bodies = [json.dumps({"input": {"image": image, **more}}).encode() for image in images for more in INPUTS.values()]
-    connection = server.connect()
-    return [(body, json.loads(post(connection, "/predictions", body)[1])["output"]) for body in bodies]
+    connection = Connection(port)
+    return [(body, json.loads(connection.post("/predictions", body)[1])["output"]) for body in bodies]
 
 
-def load(server: Serving, cases: Sequence[tuple[bytes, str]], end: float) -> Counter[str]:
+def load(port: int, cases: Sequence[tuple[bytes, str]], end: float) -> Counter[str]:
     """Let the clients ask one request after another until `end`; counts of what became of them."""
 
     def client(number: int) -> Counter[str]:
         outcomes: Counter[str] = Counter()
-        connection = server.connect()
+        connection = Connection(port)
         for turn in count(number):
             if time.monotonic() >= end:
                 break
             body, expected = cases[turn % len(cases)]
             try:
-                status, answer = post(connection, "/predictions", body)
+                status, answer = connection.post("/predictions", body)
             except (OSError, HTTPException):
                 connection.close()
                 status, answer = 0, b""
@@ -169,17 +177,17 @@ def load(server: Serving, cases: Sequence[tuple[bytes, str]], end: float) -> Cou
         return sum(pool.map(client, range(CLIENTS)), Counter())
 
 
-def probe(server: Serving, end: float) -> list[tuple[float, str]]:
+def probe(port: int, end: float) -> list[tuple[float, str]]:
     """Ask for the health at a fixed rate until `end`: milliseconds from when each was due, and the status."""
     checks = []
-    connection, due = server.connect(), time.monotonic()
+    connection, due = Connection(port), time.monotonic()
     while due < end:
         time.sleep(max(0.0, due - time.monotonic()))
-        status = health(connection)
+        status = connection.health()
         checks.append((1000 * (time.monotonic() - due), status))
         due += 1 / PROBES
     return checks
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

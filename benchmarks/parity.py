@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip.bundle import TASKS, open_bundle
-from blip.models import build, fill, load_tokenizer
+from blip.lavis import build, fill
+from blip.weights.bundle import TASKS, open_bundle
+from blip.weights.load import load_tokenizer
 
 
 @torch.inference_mode()
 def logits(task: str, net: Any, image_size: int) -> Tensor:
-    """What LAVIS's own modules answer to fixed inputs."""
+    """The logits of LAVIS's own modules for fixed inputs."""
     pixels = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     if task == "match":
         samples = {"image": pixels, "text_input": ["a picture of the dog"]}

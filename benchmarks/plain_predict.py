@@ -17,11 +17,13 @@ class Predictor(BasePredictor):
         """Fill LAVIS's models and leave them as LAVIS makes them."""
         import torch
 
-        from blip.bundle import open_bundle
-        from blip.models import build, choose_device, fill, import_lavis, load_tokenizer
+        from blip.device import choose_device
+        from blip.lavis import build, fill, import_lavis
+        from blip.weights.bundle import open_bundle
+        from blip.weights.load import load_tokenizer
 
         bundle = open_bundle(pathlib.Path(os.environ["BENCH_BUNDLE"]))
-        self.device = choose_device("auto")
+        self.device = choose_device(os.environ["BLIP_DEVICE"])
         processors = import_lavis().blip_processors
         self.models, self.images = {}, {}
         for task in ("caption", "answer", "match"):

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip.models import build, fill, make_tokenizer
+from blip.lavis import build, fill, make_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
     "a picture of the what is colour how many there circle square red blue left right above below one two and on "
     "dog runs surf ##board ##s ##ing do n ' t s m ve re v ##e ##t ##' n't . , ? ! - ##z"
 ).split()
-#: Odd dimensions, so that a mistaken one cannot pass for another. Its gain makes few layers turn a small difference of
-#: the input into another caption; in the many layers of the full size that would make one of every rounding error.
+#: Odd dimensions, so that mixing up two of them shows. With this gain few layers are enough for a small difference of
+#: the input to change the caption; in the many layers of the full size every rounding error would change it.
 SMALL: dict[str, Any] = {
     "gain": 3.0,
     "image_size": 30,
@@ -66,7 +66,7 @@ def tokenizer(folder: Path, size: int = 0) -> Any:
 def random_blip(task: str, seed: int, tokenizer: Any, config: dict[str, Any] = SMALL, end: float = 1.0) -> Any:
     """LAVIS's model of `task` with random weights, so scaled that one token is usually far likelier than the next.
 
-    `end` is added to the bias of the end token, which then comes at varied places.
+    `end` is added to the end token's bias, so that texts end at different lengths.
     """
     text = {"vocab_size": len(tokenizer), **config["text"]}
     vision = dict(config["vision"])

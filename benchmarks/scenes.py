@@ -1,23 +1,22 @@
 """The demo weights on scenes drawn for them: LAVIS's results beside the engine's."""
 
 import random
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip import engine
-from blip.bundle import open_bundle
 from blip.config import DEMO
+from blip.engine.model import Model
 from blip.images import preprocessor
-from blip.models import Model, build, fill, load_models, load_tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-import demo_scenes
+from blip.lavis import build, fill
+from blip.weights.bundle import open_bundle
+from blip.weights.load import load_models, load_tokenizer
+from demo import scenes as drawing
+from demo import sentences
 
 BATCH = 8
 
@@ -37,12 +36,12 @@ class Scenes:
 def draw(count: int, seed: int, image_size: int) -> Scenes:
     """`count` scenes with questions and statements of mixed kinds and lengths."""
     rng = random.Random(seed)
-    scenes = [demo_scenes.random_scene(rng) for _ in range(count)]
+    scenes = [drawing.random_scene(rng) for _ in range(count)]
     preprocess = preprocessor(image_size)
     return Scenes(
-        pixels=torch.stack([preprocess(demo_scenes.draw(scene)) for scene in scenes]),
-        questions=[rng.choice(demo_scenes.questions(scene, rng))[0] for scene in scenes],
-        texts=[rng.choice(demo_scenes.match_texts(scene, rng))[0] for scene in scenes],
+        pixels=torch.stack([preprocess(drawing.draw(scene)) for scene in scenes]),
+        questions=[rng.choice(sentences.questions(scene, rng))[0] for scene in scenes],
+        texts=[rng.choice(sentences.match_texts(scene, rng))[0] for scene in scenes],
     )
 
 
@@ -66,52 +65,61 @@ def lavis_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[A
     results: list[Any] = []
     for i in range(len(scenes.pixels)):
         image = scenes.pixels[i : i + 1].to(device)
-        if task == "caption":
-            results += model.net.generate({"image": image}, **model.lengths)
-        elif task == "answer":
-            results += model.net.predict_answers(
-                {"image": image, "text_input": [scenes.questions[i]]},
-                inference_method="generate",
-                num_beams=model.num_beams,
-                min_len=model.min_length,
-                max_len=model.max_length,
-            )
-        else:
+        if task == "match":
             samples = {"image": image, "text_input": [scenes.texts[i]]}
             probability = model.net(samples, match_head="itm").softmax(dim=1)[0, 1]
             results.append((float(probability), float(model.net(samples, match_head="itc"))))
+            continue
+        assert model.search is not None
+        beams, low, high = model.search.num_beams, model.search.min_length, model.search.max_length
+        if task == "caption":
+            results += model.net.generate({"image": image}, num_beams=beams, min_length=low, max_length=high)
+        else:
+            results += model.net.predict_answers(
+                {"image": image, "text_input": [scenes.questions[i]]},
+                inference_method="generate",
+                num_beams=beams,
+                min_len=low,
+                max_len=high,
+            )
     return results
 
 
 def engine_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[Any]:
-    """What the engine gives for all scenes as one batch."""
+    """What the engine gives for all scenes as one batch, as it is served: with the model's decoder where it has one."""
     model = models[task]
+    pixels = scenes.pixels.to(model.net.device)
     if task == "match":
-        return list(engine.match(model.net, scenes.pixels, scenes.texts))
+        return list(engine.match(model.net, pixels, scenes.texts))
+    assert model.search is not None
     if task == "caption":
-        return list(engine.caption(model.net, scenes.pixels, **model.lengths))
-    return list(engine.answer(model.net, scenes.pixels, scenes.questions, **model.lengths))
+        return list(engine.caption(model.net, pixels, model.search, model.decoder))
+    return list(engine.answer(model.net, pixels, scenes.questions, model.search, model.decoder))
 
 
-def disagreement(count: int, device: torch.device, dtype: str) -> dict[str, float]:
-    """How far the engine in `dtype` is from LAVIS on `count` scenes.
+def disagreement(count: int, device: torch.device, dtypes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How far the engine in each of `dtypes` is from LAVIS on `count` scenes.
 
     Returns:
-        By task the share of other strings or, for a match, of other decisions (probability over a half), and the
-        "largest_difference" between two probabilities.
+        By dtype: by task the share of other strings or, for a match, of other decisions (probability over a half), and
+        the "largest_difference" between two probabilities.
     """
-    exact, models = load_exact(device), load_models(open_bundle(DEMO), device, dtype)
-    different = dict.fromkeys(exact, 0)
-    largest = 0.0
+    exact, bundle = load_exact(device), open_bundle(DEMO)
+    loaded = {dtype: load_models(bundle, device, dtype, max_batch=BATCH, cuda_graphs=True) for dtype in dtypes}
+    different = {dtype: dict.fromkeys(exact, 0) for dtype in dtypes}
+    largest = dict.fromkeys(dtypes, 0.0)
     for task, model in exact.items():
         for first in range(0, count, BATCH):
             scenes = draw(min(BATCH, count - first), first, model.image_size)
-            for ours, theirs in zip(
-                engine_results(models, task, scenes), lavis_results(exact, task, scenes), strict=True
-            ):
-                if task == "match":
-                    different[task] += (ours[0] > 0.5) != (theirs[0] > 0.5)
-                    largest = max(largest, abs(ours[0] - theirs[0]))
-                else:
-                    different[task] += ours != theirs
-    return {**{task: number / count for task, number in different.items()}, "largest_difference": largest}
+            expected = lavis_results(exact, task, scenes)
+            for dtype, models in loaded.items():
+                for ours, theirs in zip(engine_results(models, task, scenes), expected, strict=True):
+                    if task == "match":
+                        different[dtype][task] += (ours[0] > 0.5) != (theirs[0] > 0.5)
+                        largest[dtype] = max(largest[dtype], abs(ours[0] - theirs[0]))
+                    else:
+                        different[dtype][task] += ours != theirs
+    return {
+        dtype: {**{task: number / count for task, number in counts.items()}, "largest_difference": largest[dtype]}
+        for dtype, counts in different.items()
+    }

@@ -1,28 +1,29 @@
 """Requests per second over HTTP: closed-loop clients against the plain predictor and against ours."""
 
 import argparse
-import base64
 import json
 import os
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
 
-ROOT = Path(__file__).resolve().parent.parent
-IMAGE = ROOT / "examples" / "pair.jpg"
+from benchmarks.harness import EXAMPLES, START, Server, chosen, data_uri
+from benchmarks.machine import processor
+from blip.config import DEMO
+
+IMAGE = EXAMPLES / "pair.jpg"
 SLOTS = 64  # of our server in this benchmark
 INPUTS: dict[str, dict[str, str]] = {
     "caption": {"task": "image_captioning"},
@@ -50,45 +51,25 @@ class Cell:
         return len(self.latencies) / self.elapsed
 
 
-@contextmanager
-def server(contender: str, bundle: Path, dtype: str | None) -> Iterator[str]:
-    """Start the stock server with a contender; yields its address when it is READY."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PORT": str(port),
-        "COG_PREDICT_TYPE_STUB": CONTENDERS[contender],
-        "COG_MAX_CONCURRENCY": "1" if contender == "plain" else str(SLOTS),
-        "COG_LOG_LEVEL": "error",
-        "BENCH_BUNDLE": str(bundle),
-        "BLIP_WEIGHTS": str(bundle),
-        "BLIP_DTYPE": dtype or "",
-    }
-    command = [sys.executable, "-m", "cog.server.http"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            if process.poll() is not None:
-                raise RuntimeError(f"the server with the {contender} predictor ended")
-            try:
-                if requests.get(f"{url}/health-check", timeout=5).json()["status"] == "READY":
-                    break
-            except requests.RequestException:
-                pass
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+def server(contender: str, bundle: Path, dtype: str | None) -> Server:
+    """The server with a contender."""
+    return Server(
+        {
+            **chosen(BLIP_DEVICE="auto"),
+            "COG_PREDICT_TYPE_STUB": CONTENDERS[contender],
+            "COG_MAX_CONCURRENCY": "1" if contender == "plain" else str(SLOTS),
+            "COG_LOG_LEVEL": "error",
+            "BENCH_BUNDLE": str(bundle),
+            "BLIP_WEIGHTS": str(bundle),
+            "BLIP_DTYPE": dtype or "",
+        }
+    )
 
 
 def measure(url: str, kinds: Sequence[str], clients: int, seconds: float) -> Cell:
     """Let `clients` ask one request after another for `seconds`; then wait for what was accepted."""
     cell, lock = Cell(), threading.Lock()
-    image = "data:image/jpeg;base64," + base64.b64encode(IMAGE.read_bytes()).decode()
+    image = data_uri(IMAGE)
     started = time.monotonic()
     finished = [started]
 
@@ -162,69 +143,100 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure every cell, print the table and one JSON line."""
+def row(workload: str, clients: int, contender: str, cell: Cell) -> dict[str, Any]:
+    """What the line of JSON says of a cell."""
+    return {
+        "workload": workload,
+        "clients": clients,
+        "contender": contender,
+        "answers": len(cell.latencies),
+        "requests_per_s": round(cell.rate, 3),
+        "p50_s": round(statistics.median(cell.latencies), 2),
+        "p99_s": round(percentile(cell.latencies, 0.99), 2),
+        "batches": dict(sorted(cell.batches.items())),
+        "refused_409": cell.refused,
+        "lost": cell.lost,
+    }
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows, the plain predictor's and ours in turn, and add the ratio to ours."""
+    print("| workload | clients | plain, req/s | ours, req/s | ratio | ours p50 / p99 | largest batch | 409s | lost |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        print(
+            f"| {ours['workload']} | {ours['clients']} | {theirs['requests_per_s']:.2f} | {ours['requests_per_s']:.2f} "
+            f"| {ours['ratio']:.1f} | {ours['p50_s']:.1f} / {ours['p99_s']:.1f} s | {max(ours['batches'])} "
+            f"| {ours['refused_409']} | {ours['lost']} |"
+        )
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure every cell; the rows, the tasks whose answers differ, and the GPU memory that both servers take."""
+    rows: list[dict[str, Any]] = []
+    outputs: dict[tuple[str, str], set[str]] = {}
+    with ExitStack() as stack:
+        servers = {
+            "plain": stack.enter_context(server("plain", arguments.bundle, None)),
+            "ours": stack.enter_context(server("ours", arguments.bundle, arguments.dtype)),
+        }
+        for one in servers.values():
+            one.wait_for("READY", START)
+        for workload in arguments.workloads:
+            for clients in arguments.clients:
+                for contender, one in servers.items():
+                    cell = measure(one.url, WORKLOADS[workload], clients, arguments.seconds)
+                    for kind, found in cell.outputs.items():
+                        outputs.setdefault((contender, kind), set()).update(found)
+                    rows.append(row(workload, clients, contender, cell))
+                    print(f"{workload}, {clients} clients, {contender}: {cell.rate:.2f} requests/s", file=sys.stderr)
+                rows[-1]["ratio"] = round(rows[-1]["requests_per_s"] / rows[-2]["requests_per_s"], 2)
+        memory = device_memory()
+    differing = [kind for kind in INPUTS if outputs.get(("plain", kind)) != outputs.get(("ours", kind))]
+    return {"device_memory_mib": memory, "differing_tasks": differing, "rows": rows}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench throughput", description=__doc__)
-    parser.add_argument("--bundle", type=Path, required=True, help="a bundle with full-size weights")
+    parser.add_argument("--bundle", type=Path, help="a bundle with full-size weights")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long new requests are made in each cell")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, SLOTS, 2 * SLOTS])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--dtype", help="BLIP_DTYPE of our server")
     parser.add_argument("--plot", type=Path, help="write an SVG")
+    parser.add_argument(
+        "--quick", action="store_true", help="the demo's weights, few clients, 2 s in each cell: a trial, no result"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.bundle = arguments.bundle or DEMO
+        arguments.seconds, arguments.clients, arguments.workloads = 2.0, [1, 4], ["mixed"]
+    if arguments.bundle is None:
+        parser.error("--bundle is required")
+    return arguments
 
-    rows: list[dict[str, Any]] = []
-    outputs: dict[tuple[str, str], set[str]] = {}
-    with server("plain", arguments.bundle, None) as plain, server("ours", arguments.bundle, arguments.dtype) as ours:
-        for workload in arguments.workloads:
-            for clients in arguments.clients:
-                for contender, url in (("plain", plain), ("ours", ours)):
-                    cell = measure(url, WORKLOADS[workload], clients, arguments.seconds)
-                    for kind, found in cell.outputs.items():
-                        outputs.setdefault((contender, kind), set()).update(found)
-                    rows.append(
-                        {
-                            "workload": workload,
-                            "clients": clients,
-                            "contender": contender,
-                            "answers": len(cell.latencies),
-                            "requests_per_s": round(cell.rate, 3),
-                            "p50_s": round(statistics.median(cell.latencies), 2),
-                            "p99_s": round(percentile(cell.latencies, 0.99), 2),
-                            "batches": dict(sorted(cell.batches.items())),
-                            "refused_409": cell.refused,
-                            "lost": cell.lost,
-                        }
-                    )
-                    print(f"{workload}, {clients} clients, {contender}: {cell.rate:.2f} requests/s", file=sys.stderr)
-        memory = device_memory()
-    differing = [kind for kind in INPUTS if outputs.get(("plain", kind)) != outputs.get(("ours", kind))]
 
-    print("| workload | clients | plain, req/s | ours, req/s | ratio | ours p50 / p99 | largest batch | 409s | lost |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for theirs, row in zip(rows[::2], rows[1::2], strict=True):
-        ratio = row["requests_per_s"] / theirs["requests_per_s"]
-        row["ratio"] = round(ratio, 2)
-        print(
-            f"| {row['workload']} | {row['clients']} | {theirs['requests_per_s']:.2f} | {row['requests_per_s']:.2f} "
-            f"| {ratio:.1f} | {row['p50_s']:.1f} / {row['p99_s']:.1f} s | {max(row['batches'])} "
-            f"| {row['refused_409']} | {row['lost']} |"
-        )
-    print(f"Tasks whose answers differ from the plain predictor's: {', '.join(differing) or 'none'}.")
+def main(argv: Sequence[str]) -> None:
+    """Measure every cell, print the table and one JSON line."""
+    arguments = parse(argv)
+    compared = compare(arguments)
+    rows = compared["rows"]
+    print_table(rows)
+    print(f"Tasks whose answers differ from the plain predictor's: {', '.join(compared['differing_tasks']) or 'none'}.")
+    print(f"On {processor()}, {os.cpu_count()} cores.")
     if arguments.plot:
         plot(rows, arguments.plot)
-    summary = {
+    about = {
         "benchmark": "throughput",
+        "quick": arguments.quick,
         "machine": platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "dtype": arguments.dtype or "default",
-        "device_memory_mib": memory,
-        "differing_tasks": differing,
-        "rows": rows,
     }
-    print(json.dumps(summary))
-    return 0
+    print(json.dumps({**about, **compared}))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

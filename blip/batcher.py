@@ -1,4 +1,4 @@
-"""Requests wait here while the device works; whatever waits when it becomes free runs as one batch."""
+"""Requests wait here while the device is busy; when it is free, those that wait run as one batch."""
 
 import sys
 import threading
@@ -17,7 +17,7 @@ class BatcherError(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """One request's value, and how it came about (times in seconds)."""
+    """One request's value, and how its batch ran (times in seconds)."""
 
     value: Any
     queue_time: float
@@ -35,11 +35,10 @@ class _Request:
 class Batcher:
     """One worker thread that runs samples of the same task together.
 
-    `run(task, samples)` returns one value or exception per sample. When it raises, the batch is halved
-    and each half is tried again (which is what an out-of-memory error needs), so that in the end only a
-    sample that fails on its own fails. Before that `check()` tries the device: when it raises too, nothing
-    will work any more and the thread dies. Whatever it dies of, everyone who waits gets the error, and then
-    `on_death()` is called.
+    `run(task, samples)` returns one value or exception per sample. When it raises, `check()` tests the device.
+    If the device works, each half of the batch is tried again (this helps when memory ran out), so that only a
+    sample that fails on its own fails. If `check()` raises too, the thread dies. When the thread dies, for
+    whatever reason, all waiting requests get the error, and then `on_death()` is called.
     """
 
     def __init__(
@@ -91,12 +90,12 @@ class Batcher:
             for request in waiting:
                 if not request.future.done():
                     request.future.set_exception(BatcherError(f"the batching thread has died: {error}"))
-            # The process's own stderr: what the server puts in its place wants to know which prediction prints.
+            # The process's own stderr: the server's replacement needs to know which prediction prints.
             traceback.print_exception(error, file=sys.__stderr__)
             self._on_death()
 
     def _take(self) -> tuple[str, list[_Request]]:
-        """The requests of one batch: of the task whose first request has waited longest, oldest first."""
+        """Take the next batch: requests of the task whose first request has waited longest, oldest first."""
         with self._changed:
             while True:
                 waiting = {task: queue for task, queue in self._queues.items() if queue}

@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from blip.errors import ConfigError
+
 DEMO = Path(__file__).resolve().parent.parent / "weights" / "demo"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
-
-
-class ConfigError(Exception):
-    """A setting that cannot be used; the message is one sentence that names the variable and the fix."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Settings:
         """Read the settings; an unset or empty variable has its default.
 
         Raises:
-            ConfigError: a variable has a value that means nothing.
+            ConfigError: a variable has an invalid value.
         """
         weights = environment.get("BLIP_WEIGHTS") or "pretrained"
         if weights not in ("demo", "pretrained") and not Path(weights).is_dir():
@@ -75,21 +73,24 @@ class Limits:
     Attributes:
         max_image_bytes: `BLIP_MAX_IMAGE_BYTES`: the largest image file, sent or fetched.
         egress: `BLIP_EGRESS`: "public" (images and webhooks at public addresses only) or "any".
+        grace_seconds: `BLIP_GRACE_SECONDS`: how long work in flight may take to end after SIGTERM.
     """
 
     max_image_bytes: int
     egress: str
+    grace_seconds: int
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
         """Read the limits; an unset or empty variable has its default.
 
         Raises:
-            ConfigError: a variable has a value that means nothing.
+            ConfigError: a variable has an invalid value.
         """
         return cls(
             max_image_bytes=_number(environment, "BLIP_MAX_IMAGE_BYTES", "50000000", "bytes"),
             egress=_choice(environment, "BLIP_EGRESS", ("public", "any")),
+            grace_seconds=_number(environment, "BLIP_GRACE_SECONDS", "60", "seconds"),
         )
 
 

@@ -1,4 +1,4 @@
-"""An image file -> the tensor a model takes; every bad image ends here with one sentence."""
+"""An image file -> the tensor a model takes; every bad image gives one sentence here."""
 
 import contextlib
 import io
@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 from torch import Tensor
 
-from blip.models import import_lavis
+from blip.errors import ImageError
+from blip.lavis import import_lavis
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow's JPEG decoder reads MPO too
 MAX_PIXELS = 64_000_000
@@ -30,12 +31,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.init()
 
 
-class ImageError(ValueError):
-    """An image that cannot be used; the message is one sentence for the user."""
-
-
 def open_image(path: Path) -> Image.Image:
-    """The image in the file at `path`, upright, as RGB; of several frames the first.
+    """Open the image file at `path`: upright, RGB, and the first frame if there are several.
 
     Raises:
         ImageError: the file is empty, is not an image, is too large, or is damaged.
@@ -46,7 +43,7 @@ def open_image(path: Path) -> Image.Image:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        pixels = re.search(r"\d+", str(error))  # width and height are not to be had
+        pixels = re.search(r"\d+", str(error))  # width and height are not known
         message = f"image has {pixels[0] if pixels else 'too many'} pixels, {_TOO_MANY}"
     except Exception:  # on damaged data the decoders raise anything, KeyError and struct.error included
         message = "image could not be read: it is damaged or incomplete; send it again or save it anew."

@@ -1,24 +1,22 @@
 """The three tasks: a batch of prepared requests in, the published output strings out."""
 
-import contextlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from blip import engine
+from blip.engine.model import Model
 from blip.images import open_image, preprocessor
-from blip.models import Model, import_lavis
+from blip.lavis import import_lavis
 
-CAPTIONING = "image_captioning"
-ANSWERING = "visual_question_answering"
-MATCHING = "image_text_matching"
-_NAMES = {CAPTIONING: "caption", ANSWERING: "answer", MATCHING: "match"}  # in the bundle
+Outputs = list[str | Exception]
 
 
 @dataclass
@@ -28,7 +26,7 @@ class Sample:
     Attributes:
         pixels: (3, S, S) float32, normalised; in pinned memory where the device is a GPU.
         text: the question or the caption as LAVIS's processor leaves it; "" where the task has none.
-        emit: is given the output string piece by piece as it becomes certain, where anyone wants that.
+        emit: gets the output string piece by piece as it becomes certain; None if not wanted.
     """
 
     pixels: Tensor
@@ -37,7 +35,7 @@ class Sample:
     _emitted: int = field(default=0, init=False)  # characters
 
     def tell(self, output: str) -> None:
-        """Emit the words by which `output`, a beginning of the result, goes beyond what was emitted."""
+        """Emit the words of `output`, a beginning of the result, that were not emitted yet."""
         if self.emit:
             for word in re.findall(r"\s*\S+|\s+$", output[self._emitted :]):
                 self.emit(word)
@@ -45,95 +43,145 @@ class Sample:
             self._emitted = max(self._emitted, len(output))
 
 
-class Tasks:
-    """Runs batches of one task on the loaded models."""
+class Task(ABC):
+    """One task on its loaded model.
 
-    def __init__(self, models: dict[str, Model]) -> None:
-        processors = import_lavis().blip_processors
-        self._models = {task: models[name] for task, name in _NAMES.items()}
-        self._preprocess = {task: preprocessor(model.image_size) for task, model in self._models.items()}
-        self._process: dict[str, Callable[[str], str]] = {
-            CAPTIONING: str,
-            ANSWERING: processors.BlipQuestionProcessor(),
-            MATCHING: processors.BlipCaptionProcessor(),
-        }
+    Attributes:
+        name: as requests name it.
+        bundle_name: its directory in a bundle.
+        text_input: the input with its question or caption; "" where it has none.
+    """
 
-    def prepare(self, task: str, image: Path, text: str, emit: Callable[[str], None] | None = None) -> Sample:
-        """Decode and resize an image file for `task`; needs no device and may run in any thread.
+    name: ClassVar[str]
+    bundle_name: ClassVar[str]
+    text_input: ClassVar[str] = ""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._preprocess = preprocessor(model.image_size)
+        self._process_text = self._text_processor()
+
+    def prepare(self, image: Path, text: str, emit: Callable[[str], None] | None = None) -> Sample:
+        """Decode and resize an image file; needs no device and may run in any thread.
 
         Raises:
-            ImageError: the file is no usable image.
+            ImageError: the file is not a usable image.
         """
-        return self._sample(task, open_image(image), text, emit)
+        return self._sample(open_image(image), text, emit)
 
-    def examples(self) -> dict[str, Sample]:
-        """A request of each task for trying out a machine: every task, one grey image, some text."""
-        image = Image.new("RGB", (64, 48), "gray")
-        return {task: self._sample(task, image, "what is this?", None) for task in self._models}
+    def example(self) -> Sample:
+        """A request for trying out a machine: a grey image and some text."""
+        return self._sample(Image.new("RGB", (64, 48), "gray"), "what is this?", None)
 
     @torch.inference_mode()
-    def run(self, task: str, samples: Sequence[Sample]) -> list[str | Exception]:
-        """The output string or the error of every sample; what comes out for one depends on it alone."""
-        model = self._models[task]
-        device, texts = model.net.device, [sample.text for sample in samples]
+    def run(self, samples: Sequence[Sample]) -> Outputs:
+        """The output string or the error of every sample; no result depends on the other samples."""
+        device = self.model.net.device
         pixels = torch.stack([sample.pixels.to(device, non_blocking=True) for sample in samples])  # (B, 3, S, S)
-        outputs: list[str | Exception]
-        if task == MATCHING:
-            outputs = [_say_match(match) for match in engine.match(model.net, pixels, texts)]
-        else:
-            search = {**model.lengths, "decoder": model.decoder}
-            arguments: tuple[Any, ...] = (pixels,) if task == CAPTIONING else (pixels, texts)
-            prefix = "Caption: " if task == CAPTIONING else "Answer: "
-            if any(sample.emit for sample in samples):
-                stream = engine.stream_caption if task == CAPTIONING else engine.stream_answer
-                outputs = _follow(stream(model.net, *arguments, **search), prefix, samples)
-            else:
-                generate = engine.caption if task == CAPTIONING else engine.answer
-                outputs = [_prefixed(prefix, text) for text in generate(model.net, *arguments, **search)]
+        outputs = self._outputs(pixels, samples)
         for sample, output in zip(samples, outputs, strict=True):
             if isinstance(output, str):
                 sample.tell(output)
         return outputs
 
-    def check_device(self) -> None:
-        """Compute something small: some CUDA errors, unlike a lack of memory, spoil everything after them.
-
-        Raises:
-            RuntimeError: the device computes no more.
-        """
-        device = self._models[CAPTIONING].net.device
-        with contextlib.suppress(torch.OutOfMemoryError):
-            torch.ones(1, device=device).add_(1).item()
-
-    def _sample(self, task: str, image: Image.Image, text: str, emit: Callable[[str], None] | None) -> Sample:
-        pixels = self._preprocess[task](image)
-        if self._models[task].net.device.type == "cuda":
+    def _sample(self, image: Image.Image, text: str, emit: Callable[[str], None] | None) -> Sample:
+        pixels = self._preprocess(image)
+        if self.model.net.device.type == "cuda":
             pixels = pixels.pin_memory()
-        return Sample(pixels, self._process[task](text), emit)
+        return Sample(pixels, self._process_text(text), emit)
+
+    def _text_processor(self) -> Callable[[str], str]:
+        return str
+
+    @abstractmethod
+    def _outputs(self, pixels: Tensor, samples: Sequence[Sample]) -> Outputs: ...
 
 
-def _follow(steps: Iterator[list[str | Exception]], prefix: str, samples: Sequence[Sample]) -> list[str | Exception]:
-    """Emit the pieces of every step as they come; the whole strings at the end."""
-    outputs: list[str | Exception] = [prefix] * len(samples)
-    for pieces in steps:
-        for index, piece in enumerate(pieces):
-            output = outputs[index]
-            if isinstance(piece, Exception):
-                outputs[index] = piece
-            elif isinstance(output, str) and piece:
-                outputs[index] = output + piece
-                samples[index].tell(output + piece)
-    return outputs
+class _Generating(Task):
+    """A task whose output is a prefix and generated text."""
+
+    prefix: ClassVar[str]
+
+    def _outputs(self, pixels: Tensor, samples: Sequence[Sample]) -> Outputs:
+        arguments = self._arguments(pixels, samples)
+        if any(sample.emit for sample in samples):
+            return self._follow(self._stream(*arguments), samples)
+        return [text if isinstance(text, Exception) else self.prefix + text for text in self._generate(*arguments)]
+
+    def _follow(self, steps: Iterator[Outputs], samples: Sequence[Sample]) -> Outputs:
+        """Emit the pieces of every step as they come; the whole strings at the end."""
+        outputs: Outputs = [self.prefix] * len(samples)
+        for pieces in steps:
+            for index, piece in enumerate(pieces):
+                output = outputs[index]
+                if isinstance(piece, Exception):
+                    outputs[index] = piece
+                elif isinstance(output, str) and piece:
+                    outputs[index] = output + piece
+                    samples[index].tell(output + piece)
+        return outputs
+
+    #: The engine's functions for the task.
+    _generate: ClassVar[Callable[..., Outputs]]
+    _stream: ClassVar[Callable[..., Iterator[Outputs]]]
+
+    @abstractmethod
+    def _arguments(self, pixels: Tensor, samples: Sequence[Sample]) -> tuple[Any, ...]: ...
 
 
-def _prefixed(prefix: str, text: str | Exception) -> str | Exception:
-    return prefix + text if isinstance(text, str) else text
+class Captioning(_Generating):
+    """A sentence about an image."""
+
+    name = "image_captioning"
+    bundle_name = "caption"
+    prefix = "Caption: "
+    _generate = staticmethod(engine.caption)
+    _stream = staticmethod(engine.stream_caption)
+
+    def _arguments(self, pixels: Tensor, samples: Sequence[Sample]) -> tuple[Any, ...]:  # noqa: ARG002
+        return self.model.net, pixels, self.model.search, self.model.decoder
 
 
-def _say_match(match: Any) -> str | Exception:
-    if isinstance(match, Exception):
-        return match
-    return (
-        f"The image and text are matched with a probability of {match.probability:.4%}.\n"
-        f"The image feature and text feature has a cosine similarity of {match.similarity:.4f}."
-    )
+class Answering(_Generating):
+    """The answer to a question about an image."""
+
+    name = "visual_question_answering"
+    bundle_name = "answer"
+    text_input = "question"
+    prefix = "Answer: "
+    _generate = staticmethod(engine.answer)
+    _stream = staticmethod(engine.stream_answer)
+
+    def _text_processor(self) -> Callable[[str], str]:
+        processor: Callable[[str], str] = import_lavis().blip_processors.BlipQuestionProcessor()
+        return processor
+
+    def _arguments(self, pixels: Tensor, samples: Sequence[Sample]) -> tuple[Any, ...]:
+        questions = [sample.text for sample in samples]
+        return self.model.net, pixels, questions, self.model.search, self.model.decoder
+
+
+class Matching(Task):
+    """How well an image and a text go together."""
+
+    name = "image_text_matching"
+    bundle_name = "match"
+    text_input = "caption"
+
+    def _text_processor(self) -> Callable[[str], str]:
+        processor: Callable[[str], str] = import_lavis().blip_processors.BlipCaptionProcessor()
+        return processor
+
+    def _outputs(self, pixels: Tensor, samples: Sequence[Sample]) -> Outputs:
+        matches = engine.match(self.model.net, pixels, [sample.text for sample in samples])
+        return [match if isinstance(match, Exception) else self._say(match) for match in matches]
+
+    @staticmethod
+    def _say(match: engine.Match) -> str:
+        return (
+            f"The image and text are matched with a probability of {match.probability:.4%}.\n"
+            f"The image feature and text feature has a cosine similarity of {match.similarity:.4f}."
+        )
+
+
+TASKS: tuple[type[Task], ...] = (Captioning, Answering, Matching)

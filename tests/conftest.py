@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from server import FileServer, Receiver, Server
+
+from benchmarks.harness import Server
+from tests.peers import FileServer, Receiver
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_a_request_to_an_idle_device_runs_at_once_and_alone() -> None:
     assert result.device_time >= 0
 
 
-def test_what_waits_when_the_device_becomes_free_runs_together_up_to_the_largest_batch() -> None:
+def test_what_waits_runs_together_up_to_the_largest_batch() -> None:
     device = Device()
     batcher = Batcher(device.run, max_batch=3)
     first = batcher.submit("double", 0)
@@ -101,7 +101,7 @@ def test_a_sample_that_the_task_refuses_fails_alone() -> None:
         bad.result(LIMIT)
 
 
-def test_a_sample_that_breaks_its_batch_is_found_by_halving_and_fails_alone() -> None:
+def test_a_sample_that_breaks_its_batch_is_found_and_fails_alone() -> None:
     device = Device()
     batcher = Batcher(device.run, max_batch=8)
     batcher.submit("double", 0)
@@ -134,7 +134,7 @@ def test_a_single_sample_that_does_not_fit_fails_and_the_next_one_runs() -> None
     assert batcher.submit("double", 1).result(LIMIT).value == 2
 
 
-def test_when_the_worker_dies_every_waiting_request_gets_an_error_and_no_more_are_taken() -> None:
+def test_when_the_thread_dies_all_who_wait_get_an_error() -> None:
     device = Device()
     batcher = Batcher(device.run, max_batch=1)
     futures = [batcher.submit("double", sample) for sample in ("death", 1, 2)]

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from blip.config import ConfigError, Limits, Settings
+from blip.config import Limits, Settings
+from blip.errors import ConfigError
 
 
-def test_an_empty_environment_means_pretrained_weights_on_whatever_device_works() -> None:
+def test_an_empty_environment_means_pretrained_weights_on_any_device() -> None:
     settings = Settings.from_environment({"BLIP_WEIGHTS": ""})
     assert (settings.weights, settings.device, settings.dtype) == ("pretrained", "auto", None)
     assert settings.cache == Path("~/.cache/blip").expanduser()
@@ -49,17 +50,22 @@ def test_every_setting_is_taken_from_its_variable(tmp_path: Path) -> None:
             "50MB",
             "BLIP_MAX_IMAGE_BYTES=50MB is not a number of bytes; set it to 1 or more.",
         ),
+        (
+            "BLIP_GRACE_SECONDS",
+            "soon",
+            "BLIP_GRACE_SECONDS=soon is not a number of seconds; set it to 1 or more.",
+        ),
         ("BLIP_EGRESS", "private", "BLIP_EGRESS=private is not known; set it to public or any."),
     ],
 )
 def test_a_variable_that_means_nothing_is_one_sentence(variable: str, value: str, sentence: str) -> None:
-    kind = Limits if variable in ("BLIP_MAX_IMAGE_BYTES", "BLIP_EGRESS") else Settings
+    kind = Limits if variable in ("BLIP_MAX_IMAGE_BYTES", "BLIP_EGRESS", "BLIP_GRACE_SECONDS") else Settings
     with pytest.raises(ConfigError) as caught:
         kind.from_environment({variable: value})
     assert str(caught.value) == sentence
 
 
 def test_the_limits_are_50_mb_and_public_addresses_unless_said_otherwise() -> None:
-    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public")
-    environment = {"BLIP_MAX_IMAGE_BYTES": "1000", "BLIP_EGRESS": "any"}
-    assert Limits.from_environment(environment) == Limits(1000, "any")
+    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public", 60)
+    environment = {"BLIP_MAX_IMAGE_BYTES": "1000", "BLIP_EGRESS": "any", "BLIP_GRACE_SECONDS": "5"}
+    assert Limits.from_environment(environment) == Limits(1000, "any", 5)

@@ -1,5 +1,6 @@
 """README, cog.yaml, the lock and predict() say the same."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Optional, Union, get_args, get_origin
 
 import pytest
 import yaml
-from server import ROOT
 
+from benchmarks.harness import ROOT
 from blip.config import Limits, Settings
 from predict import Predictor, StreamingPredictor
 
@@ -55,7 +56,7 @@ def test_the_table_of_settings_has_every_variable_and_its_default() -> None:
     limits = Limits.from_environment({})
     assert defaults["BLIP_MAX_IMAGE_BYTES"] == f"`{limits.max_image_bytes}`"
     assert defaults["BLIP_EGRESS"].startswith(f"`{limits.egress}`")
-    sources = [*ROOT.glob("blip/*.py"), ROOT / "scripts" / "patch_cog"]
+    sources = ROOT.glob("blip/**/*.py")
     named = {name for path in sources for name in re.findall(r"BLIP_[A-Z_]*[A-Z]", path.read_text())}
     assert named == {name for name in defaults if name.startswith("BLIP_")}
 
@@ -77,10 +78,26 @@ def test_every_direct_dependency_is_in_the_lock_with_hashes() -> None:
             assert re.search(rf"^{re.escape(pinned)}.*\\\n +--hash=sha256:", LOCK, re.MULTILINE), requirement
 
 
-def test_every_file_that_is_mapped_exists_and_every_script_and_module_is_mapped() -> None:
-    files = README.split("## Files")[1]
-    mapped = set(re.findall(r"`([\w./]+)`", files.split("## License")[0]))
+def paths_in(text: str) -> set[str]:
+    """What looks like a path of this repository between back quotes."""
+    return {name.rstrip("/") for name in re.findall(r"`([\w./]+)`", text)}
+
+
+def test_every_file_that_is_mapped_exists_and_every_script_is_mapped() -> None:
+    mapped = paths_in(README.split("## Files")[1].split("## License")[0])
     assert [name for name in mapped if not (ROOT / name).exists()] == []
-    ours = [*ROOT.glob("scripts/*"), *ROOT.glob("blip/*.py")]
-    names = {f"{path.parent.name}/{path.name}" for path in ours if path.is_file() and path.name != "__init__.py"}
-    assert names - mapped == set()
+    assert {f"scripts/{path.name}" for path in ROOT.glob("scripts/*")} - {"scripts/run"} <= mapped
+
+
+def test_the_architecture_has_every_room_and_only_what_exists() -> None:
+    rooms = paths_in((ROOT / "docs" / "architecture.md").read_text().split("## The way")[0])
+    assert [name for name in rooms if "/" in name and not (ROOT / name).exists()] == []
+    modules = {f"blip/{path.name}" for path in (ROOT / "blip").iterdir() if path.name[0] not in "_."}
+    assert modules <= rooms
+
+
+def test_every_class_that_extends_cog_is_in_the_architecture_and_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text().split("## How Cog is extended")[1]
+    named = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)[1:]
+    for module, name in (part.strip("`").split(".") for cell in named for part in cell.split(", ") if "." in part):
+        assert hasattr(importlib.import_module(f"blip.server.{module}"), name)

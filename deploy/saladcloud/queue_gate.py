@@ -1,8 +1,8 @@
 """Stands between SaladCloud's job queue worker and the Cog server of the same container.
 
-The worker takes any HTTP 200 for a job done, but a prediction that failed is a 200 too, with status failed. The gate
+The worker counts any HTTP 200 as a job done, but a prediction that failed is a 200 too, with status failed. The gate
 answers 200 only for a prediction that succeeded, so that the queue tries a failed one again on another node and shows
-it as failed in the end. A server that is starting or has no free slot is waited for: a refusal would use up one of the
+it as failed in the end. It waits for a server that is starting or has no free slot: a refusal would use up one of the
 job's four attempts. It listens on 127.0.0.1:5001 and forwards to PORT (5000). Standard library only.
 """
 

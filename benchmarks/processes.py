@@ -1,0 +1,42 @@
+"""A process's children and memory, from /proc; and pinning it to one core."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The process and all that it started."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from descendants(int(child))
+
+
+def worker_of(server: int) -> int:
+    """The process that holds the predictor; the server's other child is Python's resource tracker."""
+    [worker] = [pid for pid in descendants(server) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return worker
+
+
+def memory(pid: int) -> int:
+    """Bytes that only this process has and that it wrote (Private_Dirty of smaps_rollup); leaks show here.
+
+    RSS and USS also hold unchanged pages of files, whose number changes with the page cache and with the neighbours.
+    """
+    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Private_Dirty:") * 1024
+
+
+def peak_memory(pid: int) -> int:
+    """The process's largest resident memory so far, in bytes."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
+
+
+def _kilobytes(path: Path, field: str) -> int:
+    return int(path.read_text().partition(field)[2].split()[0])
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep all threads of a process, and those that they start, on one core."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})

@@ -1,0 +1,118 @@
+"""Contenders on the same task, a run each in turn."""
+
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.harness import MIB, ROOT
+from blip.config import DTYPES
+
+
+@dataclass
+class Contender:
+    """A running benchmarks/contender.py, in the environment of the interpreter `python`."""
+
+    python: Path
+    name: str
+    tasks: Sequence[str]
+    small: bool = False
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> "Contender":
+        size = ["--small"] if self.small else []
+        self._process = subprocess.Popen(
+            [self.python, "-W", "ignore", "-m", "benchmarks.contender", *size, self.name, *self.tasks],
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()  # the end of its stdin ends it
+
+    def run(self, task: str, seed: int) -> None:
+        """Time one request on the image of `seed`."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{task} {seed}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"scripts/bench: {self.name} ended early; its message is above.")
+        self.runs.append(json.loads(line))
+
+
+def race(pythons: Mapping[str, Path], task: str, rounds: int) -> list[dict[str, Any]]:
+    """All contenders at full size on one task, each in a process of its own; their rows, LAVIS's first."""
+    with ExitStack() as stack:
+        contenders = []
+        for name, python in pythons.items():  # one after another: loading is no part of the race
+            contender = stack.enter_context(Contender(python, name, [task]))
+            contenders.append(contender)
+            contender.run(task, 0)
+        return take_turns(contenders, task, rounds)
+
+
+def race_small(pythons: Mapping[str, Path], tasks: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """The same with small models, all tasks in one process of each contender, one round; the rows by task."""
+    with ExitStack() as stack:
+        contenders = [
+            stack.enter_context(Contender(python, name, tasks, small=True)) for name, python in pythons.items()
+        ]
+        return [take_turns(contenders, task, rounds=1) for task in tasks]
+
+
+def take_turns(contenders: Sequence[Contender], task: str, rounds: int) -> list[dict[str, Any]]:
+    """Run `rounds` on one task; return the medians and their ratios to the first contender's."""
+    for contender in contenders:
+        contender.runs.clear()
+    for seed in range(rounds):
+        for contender in contenders:
+            contender.run(task, seed)
+    return [row(task, contender, contenders[0]) for contender in contenders]
+
+
+def row(task: str, contender: Contender, lavis: Contender) -> dict[str, Any]:
+    """What one contender did on one task, beside LAVIS."""
+    seconds = [run["seconds"] for run in contender.runs]
+    median = statistics.median(seconds)
+    found: dict[str, Any] = {
+        "task": task,
+        "contender": contender.name,
+        "median_s": round(median, 4),
+        "fastest_s": round(min(seconds), 4),
+        "ratio": round(statistics.median(run["seconds"] for run in lavis.runs) / median, 2),
+        "peak_mib": round(max(run["peak"] for run in contender.runs) / MIB),
+    }
+    if contender.name in DTYPES:
+        pairs = [(ours["output"], theirs["output"]) for ours, theirs in zip(contender.runs, lavis.runs, strict=True)]
+        if task == "match":
+            found["largest_difference"] = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
+        else:
+            found["different"] = round(sum(ours != theirs for ours, theirs in pairs) / len(pairs), 4)
+    return found
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """One task's rows."""
+    print(f"\n{rows[0]['task']:12} {'median':>9} {'ratio':>7} {'peak':>10} {'different':>10}")
+    for row in rows:
+        different = f"{row['different']:.1%}" if "different" in row else "-"
+        if "largest_difference" in row:
+            different = f"{row['largest_difference']:.1e}"
+        memory = f"{row['peak_mib']} MiB"
+        print(
+            f"{row['contender']:12} {row['median_s']:7.3f} s {row['ratio']:6.1f}x {memory:>10} {different:>10}",
+            flush=True,
+        )

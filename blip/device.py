@@ -1,0 +1,38 @@
+"""Which device to compute on, and whether it still computes."""
+
+import contextlib
+
+import torch
+
+from blip.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """Choose the device for `name` ("auto", "cpu" or "cuda") and test it with a real allocation.
+
+    "auto" falls back to the CPU and says so; "cuda" does not.
+
+    Raises:
+        ConfigError: "cuda" was asked for and does not work.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    try:
+        torch.ones(1, device="cuda")
+        return torch.device("cuda")
+    except (RuntimeError, AssertionError) as error:  # no driver, no device, or a torch built without CUDA
+        reason = str(error).splitlines()[0]
+        if name == "cuda":
+            raise ConfigError(f"BLIP_DEVICE=cuda and CUDA does not work here: {reason}") from error
+        print(f"CUDA does not work here, using the CPU: {reason}")
+        return torch.device("cpu")
+
+
+def check_device(device: torch.device) -> None:
+    """Compute something small: after some CUDA errors (not those of memory) nothing works any more.
+
+    Raises:
+        RuntimeError: the device no longer computes.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError):
+        torch.ones(1, device=device).add_(1).item()

@@ -1,0 +1,135 @@
+"""Forward passes of LAVIS's image encoder (vit.py) and text encoder (med.py) with scaled-dot-product attention.
+
+The modules and weights are LAVIS's own, as in evaluation mode: dropout is left out.
+Shapes: B samples, N image states, L text tokens, C channels, H heads of d channels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blip.engine import kernels
+
+#: A LAVIS module or part of one; a type checker does not know the attributes of an nn.Module.
+Module = Any
+#: Keys and values, each (B, H, S, d).
+KeysValues = tuple[Tensor, Tensor]
+
+
+def encode_image(vit: Module, pixels: Tensor) -> Tensor:
+    """The states of `VisionTransformerEncoder.forward_features`.
+
+    Args:
+        vit: LAVIS's VisionTransformerEncoder.
+        pixels: (B, 3, S, S), normalised as LAVIS's image processor does; any floating dtype.
+
+    Returns:
+        (B, 1 + patches, C); the first is the class token's.
+    """
+    assert pixels.ndim == 4 and pixels.shape[1] == 3, pixels.shape
+    x = vit.patch_embed(pixels.to(vit.pos_embed))  # (B, patches, C)
+    x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], dim=1) + vit.pos_embed  # (B, N, C)
+    for block in vit.blocks:
+        attention, mlp = block.attn, block.mlp
+        qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1))  # (B, N, 3, H, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        x = x + attention.proj(_attend_image(q, k, v, attention.scale))
+        x = x + mlp.fc2(mlp.act(mlp.fc1(block.norm2(x))))
+    return vit.norm(x)  # type: ignore[no-any-return]
+
+
+def encode_text(bert: Module, ids: Tensor, mask: Tensor, image: Tensor | None) -> Tensor:
+    """The `last_hidden_state` of LAVIS's BertModel as an encoder.
+
+    Args:
+        bert: LAVIS's BertModel (XBertEncoder).
+        ids: (B, L) token ids.
+        mask: (B, L) bool, False at padding.
+        image: (B, N, C) states to attend to (LAVIS's mode "multimodal"), or None (its mode "text").
+
+    Returns:
+        (B, L, C); ignore the rows at padding.
+    """
+    assert ids.ndim == 2 and mask.shape == ids.shape, (ids.shape, mask.shape)
+    x = embed(bert, ids, torch.arange(ids.shape[1], device=ids.device))
+    for layer in bert.encoder.layer:
+        cross = None if image is None else keys_values(layer.crossattention, image)
+        x = bert_layer(layer, x, keys_values(layer.attention, x), cross, mask=mask[:, None, None, :])
+    return x
+
+
+def embed(bert: Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """Token plus position embeddings: ids (..., L), positions (L,) or broadcastable -> (..., L, C)."""
+    embeddings = bert.embeddings
+    x = embeddings.word_embeddings(ids) + embeddings.position_embeddings(positions)
+    return embeddings.LayerNorm(x)  # type: ignore[no-any-return]
+
+
+def keys_values(attention: Module, states: Tensor) -> KeysValues:
+    """The keys and values that a BertAttention computes from `states` (B, S, C)."""
+    states = states.to(attention.self.key.weight.dtype)
+    return split_heads(attention, attention.self.key(states)), split_heads(attention, attention.self.value(states))
+
+
+def bert_layer(
+    layer: Module,
+    x: Tensor,
+    own: KeysValues,
+    cross: KeysValues | None,
+    *,
+    mask: Tensor | None = None,
+    cross_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """One BertLayer on x (B, T, C): attention to `own`, then to `cross` if given, then the feed-forward part.
+
+    The masks are bool, True where attention is allowed, and broadcast to (B, H, T, S).
+    """
+    x = _attention(layer.attention, x, own, mask, is_causal)
+    if cross is not None:
+        x = _attention(layer.crossattention, x, cross, cross_mask, False)
+    hidden = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
+    return layer.output.LayerNorm(layer.output.dense(hidden) + x)  # type: ignore[no-any-return]
+
+
+def split_heads(attention: Module, x: Tensor) -> Tensor:
+    """(B, T, H*d) -> (B, H, T, d)."""
+    batch, length, _ = x.shape
+    return x.view(batch, length, attention.self.num_attention_heads, -1).transpose(1, 2)
+
+
+def attend(
+    q: Tensor, kv: KeysValues, mask: Tensor | None = None, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """softmax(q k^T * scale) v with the heads joined again: q (B, H, T, d) -> (B, T, H*d); scale None is d**-0.5."""
+    k, v = kv
+    assert q.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2], (q.shape, k.shape)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)  # (B, H, T, d)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _attend_image(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """`attend` among all states of an image, q, k and v (B, H, N, d) -> (B, N, H*d).
+
+    On a CPU torch's fused kernel multiplies through MKL (see kernels.py) and can take twice as long. So this goes
+    through oneDNN one head at a time, whose N x N weights stay in the cache, and always in float32.
+    """
+    if q.device.type != "cpu" or not kernels.has_onednn():
+        return attend(q, (k, v), scale=scale)
+    batch, heads, states, width = q.shape
+    out = q.new_empty(batch, states, heads, width)
+    q, k = q.float() * scale, k.float().contiguous()
+    v = v.mT.float().contiguous()  # (B, H, d, N)
+    for sample in range(batch):
+        for head in range(heads):
+            weights = kernels.linear(q[sample, head], k[sample, head]).softmax(-1)  # (N, N)
+            out[sample, :, head] = kernels.linear(weights, v[sample, head])
+    return out.flatten(2)
+
+
+def _attention(attention: Module, x: Tensor, kv: KeysValues, mask: Tensor | None, is_causal: bool) -> Tensor:
+    q = split_heads(attention, attention.self.query(x))
+    dense, norm = attention.output.dense, attention.output.LayerNorm
+    return norm(dense(attend(q, kv, mask, is_causal)) + x)  # type: ignore[no-any-return]

@@ -1,0 +1,142 @@
+"""LAVIS's classes: imported without what BLIP does not use, built without initial values, filled by assignment.
+
+LAVIS owns the models. Parameters are made on the meta device, so no time goes into values that are overwritten.
+"""
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from blip.errors import BundleError
+
+
+def make_tokenizer(vocabulary: Path) -> Any:
+    """The tokenizer as LAVIS's `BlipBase.init_tokenizer` makes it, from a vocabulary file."""
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer(str(vocabulary))
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    tokenizer.enc_token_id = tokenizer.additional_special_tokens_ids[0]
+    return tokenizer
+
+
+def build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
+    """The LAVIS model of `task` with every parameter on the meta device and buffers on the CPU."""
+    lavis = import_lavis()
+    from transformers.models.bert.configuration_bert import BertConfig
+
+    class WithTokenizer:
+        @classmethod
+        def init_tokenizer(cls) -> Any:
+            return tokenizer  # LAVIS would ask the hub
+
+    vision, text = config["vision"], BertConfig(**config["text"])
+    with _MetaParameters():
+        image_encoder = lavis.VisionTransformerEncoder(img_size=config["image_size"], **vision)
+        image_encoder.vision_width = vision["embed_dim"]
+        if task == "caption":
+            return type("BlipCaption", (WithTokenizer, lavis.BlipCaption), {})(
+                image_encoder,
+                lavis.XBertLMHeadDecoder(config=text),
+                prompt=config["prompt"],
+                max_txt_len=config["max_txt_len"],
+            )
+        encoder = lavis.XBertEncoder(config=text, add_pooling_layer=False)
+        if task == "answer":
+            return type("BlipVQA", (WithTokenizer, lavis.BlipVQA), {})(
+                image_encoder, encoder, lavis.XBertLMHeadDecoder(config=text), max_txt_len=config["max_txt_len"]
+            )
+        return type("BlipITM", (WithTokenizer, lavis.BlipITM), {})(
+            image_encoder, encoder, config["embed_dim"], max_txt_len=config["max_txt_len"]
+        )
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype, where: str) -> None:
+    """Assign `tensors` to the parameters of `net`, converted to `dtype` on `device`; tied parameters stay tied.
+
+    Raises:
+        BundleError: naming `where` and the key, when the two sets of names or a shape differ.
+    """
+    wanted = dict(net.named_parameters())  # tied parameters once
+    for name in wanted.keys() - tensors.keys():
+        raise BundleError(f"{where} lacks the tensor {name}; restore the bundle.")
+    for name in tensors.keys() - wanted.keys():
+        raise BundleError(f"{where} holds the tensor {name}, which the model does not use; restore the bundle.")
+    filled = {}
+    for name, parameter in wanted.items():
+        tensor = tensors.pop(name)  # free each source as soon as it is converted
+        if tensor.shape != parameter.shape:
+            shapes = f"{list(tensor.shape)} instead of {list(parameter.shape)}"
+            raise BundleError(f"{where} has the tensor {name} with shape {shapes}; restore the bundle.")
+        filled[id(parameter)] = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+    for name, parameter in list(net.named_parameters(remove_duplicate=False)):
+        owner, _, leaf = name.rpartition(".")
+        setattr(net.get_submodule(owner), leaf, filled[id(parameter)])
+
+
+_INITIALISERS = frozenset(("add_", "clamp_", "constant_", "erfinv_", "fill_", "kaiming_uniform_", "mul_", "normal_"))
+_INITIALISERS |= {"trunc_normal_", "uniform_", "zero_"}
+
+
+class _MetaParameters(TorchFunctionMode):
+    """Allocates what modules allocate for parameters on the meta device, and does not initialise it.
+
+    `torch.device("meta")` as a context would also catch arange and linspace, whose values LAVIS reads;
+    and some initialisers, run on meta tensors, import torch's compiler (3 s).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones):
+            kwargs = {**kwargs, "device": "meta"}
+        if func.__name__ in _INITIALISERS:
+            target = args[0] if args else kwargs["tensor"]
+            if target.is_meta:
+                return target
+        return func(*args, **kwargs)
+
+
+def import_lavis() -> ModuleType:
+    """The LAVIS classes that BLIP needs, as one namespace.
+
+    Importing the package `lavis` itself loads every dataset, task and model it knows (10 s); its
+    sub-modules need only the two base classes from it. Of torchvision they need the transforms, not
+    the detection models, which import torch's compiler; they do not need pandas. So empty packages replace
+    these `__init__` files unless the real ones are imported already, and pandas during the import only.
+    """
+    bare = ("lavis", "lavis.models", "lavis.processors", "torchvision", "pandas")
+    for name in bare if "lavis" not in sys.modules else ():
+        if name not in sys.modules:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            sys.modules[name] = importlib.util.module_from_spec(spec)  # not executed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside fairscale and timm
+        from lavis.models.base_model import BaseModel
+        from lavis.processors.base_processor import BaseProcessor
+
+        sys.modules["lavis.models"].BaseModel = BaseModel  # type: ignore[attr-defined]
+        sys.modules["lavis.processors"].BaseProcessor = BaseProcessor  # type: ignore[attr-defined]
+        from lavis.models.blip_models.blip_caption import BlipCaption
+        from lavis.models.blip_models.blip_image_text_matching import BlipITM
+        from lavis.models.blip_models.blip_vqa import BlipVQA
+        from lavis.models.med import XBertEncoder, XBertLMHeadDecoder
+        from lavis.models.vit import VisionTransformerEncoder
+        from lavis.processors import blip_processors
+    if not hasattr(sys.modules.get("pandas"), "DataFrame"):
+        sys.modules.pop("pandas", None)
+
+    namespace = ModuleType("blip_lavis")
+    for item in (BlipCaption, BlipITM, BlipVQA, XBertEncoder, XBertLMHeadDecoder, VisionTransformerEncoder):
+        setattr(namespace, item.__name__, item)
+    namespace.blip_processors = blip_processors  # type: ignore[attr-defined]
+    return namespace

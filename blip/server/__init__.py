@@ -1,0 +1,28 @@
+"""Cog's server for a public address: one line of sed replaces `Server` and `create_app` in Cog's main by these.
+
+The classes here extend those of one release of Cog, and override methods that it does not call public.
+"""
+
+import multiprocessing
+import sys
+from importlib.metadata import version
+
+import structlog
+
+from blip.server.extending import COG, UnknownCogError
+
+if version("cog") != COG:
+    raise UnknownCogError(f"this is cog {version('cog')}")
+
+sys.modules["coglet"] = None  # type: ignore[assignment] # Cog's main would start this server in Rust if it were installed
+if multiprocessing.parent_process() is None:
+    # Before Cog's main sets up its log, it logs only that the Rust server is missing.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+try:
+    from blip.server.app import create_app
+    from blip.server.process import Server
+except (ImportError, AttributeError) as error:
+    raise UnknownCogError(str(error)) from error
+
+__all__ = ["Server", "create_app"]

@@ -1,0 +1,169 @@
+"""Cog's FastAPI app with limits on requests, our runner and worker, and an orderly end."""
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import cog.server.http as stock
+import cog.server.webhook
+import cog.types
+import structlog
+from cog.base_input import BaseInput
+from cog.config import Config
+from cog.server import worker as stock_worker
+from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from typing_extensions import override
+
+from blip.config import Limits
+from blip.server import extending, refusals
+from blip.server.bodies import TEXT_BYTES, BodyLimit
+from blip.server.egress import Egress
+from blip.server.fetch import Fetcher
+from blip.server.inputs import Checks, image_path
+from blip.server.process import Server, heed_interrupts
+from blip.server.runner import Runner
+from blip.server.webhooks import Outbox
+from blip.server.worker import ChildWorker, Worker
+
+Endpoint = Callable[..., Any]
+
+log = structlog.get_logger("blip.server")
+
+
+class PredictorConfig(Config):
+    """Cog's configuration, which reads a predictor's inputs from the predictor.
+
+    Stock reads a shortened copy of the source, which lacks names, and logs an error.
+    """
+
+    @override
+    def _predictor_code(self, *_: Any) -> None:
+        return None
+
+
+def create_app(
+    cog_config: Config, shutdown_event: threading.Event | None, await_explicit_shutdown: bool = False, **options: Any
+) -> FastAPI:
+    """As `cog.server.http.create_app`, with the limits from the environment in force in this process.
+
+    Raises:
+        ConfigError: a limit has an invalid value.
+        UnknownCogError: something that is extended here is missing.
+    """
+    limits = Limits.from_environment()
+    egress = Egress(guarded=limits.egress == "public")
+    outbox = Outbox(egress)
+    fetcher = Fetcher(egress, limits.max_image_bytes)
+    runner: Runner | None = None
+
+    def make_runner(**parts: Any) -> Runner:
+        nonlocal runner
+        runner = Runner(**parts)
+        return runner
+
+    for kind in (PredictorConfig, Server, Runner, Worker, ChildWorker):
+        extending.check_overrides(kind)
+    # Cog has no parameters for these; it looks them up by name.
+    extending.rebind(stock, "PredictionRunner", make_runner)
+    extending.rebind(stock_worker, "Worker", Worker)
+    extending.rebind(stock_worker, "_ChildWorker", ChildWorker)
+    extending.rebind(cog.server.webhook, "webhook_caller", outbox.caller)
+    extending.rebind(cog.types.Path, "validate", functools.partial(image_path, fetcher))
+    BaseInput.model_config["extra"] = "forbid"  # stock ignores an input whose name is misspelt
+
+    if shutdown_event:
+        heed_interrupts(shutdown_event)
+    app: FastAPI = stock.create_app(
+        PredictorConfig(cog_config._config),
+        shutdown_event,
+        await_explicit_shutdown=await_explicit_shutdown,
+        **options,
+    )
+    app.state.grace_seconds = limits.grace_seconds
+    app.router.routes.remove(extending.route(app, "/shutdown"))  # anyone who reaches the port could stop the replica
+    if runner is None:  # the predictor cannot be loaded; the app's one route says so
+        return app
+
+    def end() -> None:
+        log.error("the worker process has ended")
+        app.state.health = stock.Health.DEFUNCT
+        if shutdown_event and not await_explicit_shutdown:
+            shutdown_event.set()
+
+    runner.on_death(end)
+    checks = Checks(egress, outbox)
+    app.add_middleware(BodyLimit, max_body=limits.max_image_bytes * 4 // 3 + TEXT_BYTES, is_busy=runner.is_busy)
+    app.add_exception_handler(RequestValidationError, refusals.explain)
+    app.add_exception_handler(HTTPException, refusals.explain_body)
+    _wrap(app, "/", _without_shutdown)
+    _wrap(app, "/predictions", functools.partial(_checked, checks))
+    _wrap(app, "/predictions/{prediction_id}", functools.partial(_idempotent, runner, checks))
+
+    def has_work() -> bool:
+        return runner.has_work() or outbox.events > 0
+
+    app.router.lifespan_context = _drained(has_work, app.router.lifespan_context)
+    return app
+
+
+def _wrap(app: FastAPI, path: str, wrapper: Callable[[Endpoint], Endpoint]) -> None:
+    """Replace the endpoint at `path` by what `wrapper` makes of it, in the same place among the routes."""
+    route = extending.route(app, path)
+    place = app.router.routes.index(route)
+    app.add_api_route(
+        path,
+        functools.wraps(route.endpoint)(wrapper(route.endpoint)),
+        methods=list(route.methods),
+        response_model=route.response_model,
+        response_model_exclude_unset=route.response_model_exclude_unset,
+    )
+    app.router.routes[place] = app.router.routes.pop()
+
+
+def _without_shutdown(root: Endpoint) -> Endpoint:
+    async def index() -> dict[str, str]:
+        return {name: url for name, url in (await root()).items() if name != "shutdown_url"}
+
+    return index
+
+
+def _checked(checks: Checks, predict: Endpoint) -> Endpoint:
+    async def checked(request: Any, **headers: Any) -> Any:
+        await checks.check(request)
+        return await predict(request=request, **headers)
+
+    return checked
+
+
+def _idempotent(runner: Runner, checks: Checks, predict: Endpoint) -> Endpoint:
+    """Stock looks for a running prediction of the same id only when all slots are taken."""
+
+    async def put(prediction_id: str, request: Any, **headers: Any) -> Any:
+        task = runner.get_predict_task(prediction_id)
+        if task and request.id in (None, prediction_id):
+            return JSONResponse(jsonable_encoder(task.result), 202)
+        await checks.check(request)
+        return await predict(prediction_id=prediction_id, request=request, **headers)
+
+    return put
+
+
+def _drained(has_work: Callable[[], bool], lifespan: Callable[[FastAPI], Any]) -> Callable[[FastAPI], Any]:
+    """Give predictions and webhooks until `stop_by` to end; stock ends the worker process at once."""
+
+    @asynccontextmanager
+    async def drained(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(app) as state:
+            yield state
+            while has_work() and time.monotonic() < app.state.stop_by:
+                await asyncio.sleep(0.1)
+
+    return drained

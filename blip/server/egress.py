@@ -1,0 +1,235 @@
+"""Where the server may connect to, and for how long.
+
+The stock server connects to whatever address a request names. A `Session` of this module makes every connection, also
+for a redirect or to a proxy, to addresses from `Egress.resolve`. A name is resolved once and only the checked addresses
+are used, so a name that resolves differently later cannot get past the check.
+"""
+
+import contextlib
+import io
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from typing_extensions import override
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import create_connection
+
+INNER = [  # networks that Python 3.11 takes for global
+    *map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")),
+    ipaddress.ip_network("168.63.129.16"),  # answers inside of Azure only
+]
+MAX_ADDRESSES = 4  # of a name are tried; it may have thousands
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052; its last 32 bits are an IPv4 address
+
+#: A connection's host, port and the options of urllib3's create_connection -> a socket.
+Connect = Callable[..., socket.socket]
+
+
+class EgressError(Exception):
+    """An address that the server does not connect to; the message says which and why."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is reachable by everyone: not loopback, link-local, private, reserved or multicast.
+
+    For an IPv6 address that stands for an IPv4 address (mapped, NAT64, 6to4), the IPv4 address decides.
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ipaddress.IPv4Address(ip.packed[-4:]) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour
+        if inner:
+            return is_public(str(inner))
+        if ip.is_site_local:
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in INNER))
+
+
+class Egress:
+    """Outgoing connections of this process; if `guarded`, to public addresses only."""
+
+    def __init__(self, *, guarded: bool) -> None:
+        self._guarded = guarded
+
+    def resolve(self, host: str, port: int) -> list[str]:
+        """The addresses of `host`, when the server may connect to all of them.
+
+        Raises:
+            EgressError: one of them is not public while connections are guarded.
+            OSError: the name cannot be resolved.
+        """
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        for address in addresses:
+            if self._guarded and not is_public(address):
+                raise EgressError(f"{host} leads to {address}, which is not a public address")
+        return addresses
+
+    def session(self, seconds: float) -> "Session":
+        """A session for one request, whose connections end when `seconds` have passed."""
+        return Session(self, Deadline(seconds))
+
+
+class Deadline:
+    """Ends the connections that it watches when `seconds` have passed since `start`.
+
+    A socket's timeout restarts with every byte; this one does not. `expired` says whether the time ran out.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.expired = False
+        self._lock = threading.Lock()
+        self._connections: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Stop the clock and release all connections."""
+        self._timer.cancel()
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+
+    def watch(self, connection: socket.socket) -> None:
+        """End `connection`, too, when the time is up."""
+        with self._lock:
+            # A duplicate, because TLS takes the descriptor out of the socket object that it is given.
+            self._connections.append(connection.dup())
+        if self.expired:
+            self._expire()
+
+    def _expire(self) -> None:
+        with self._lock:
+            self.expired = True
+            for connection in self._connections:
+                with contextlib.suppress(OSError):  # it has ended by itself
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+class Session(requests.Session):
+    """One request and its redirects, in a `with` block, through an `Egress` and within a `Deadline`."""
+
+    def __init__(self, egress: Egress, deadline: Deadline) -> None:
+        super().__init__()
+        self._egress = egress
+        self.deadline = deadline
+        self.hooks["response"] = [_drop_redirect_body]
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Adapter(self._connect))
+
+    @override
+    def __enter__(self) -> "Session":
+        self.deadline.start()
+        return self
+
+    @override
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.deadline.stop()
+
+    def _connect(self, address: tuple[str, int], **options: Any) -> socket.socket:
+        """urllib3's create_connection, to the addresses that `Egress.resolve` allows."""
+        host, port = address
+        failure: OSError | None = None
+        for numeric in self._egress.resolve(host, port)[:MAX_ADDRESSES]:
+            if self.deadline.expired:
+                raise TimeoutError("the time is up")
+            try:
+                connection = create_connection((numeric, port), **options)
+            except OSError as error:
+                failure = error
+                continue
+            self.deadline.watch(connection)
+            return connection
+        raise failure or OSError(f"{host} has no address")
+
+
+def _drop_redirect_body(response: requests.Response, **_: Any) -> None:
+    """Close a redirect's body unread (a response hook): requests would read all of it before it follows."""
+    if response.is_redirect:
+        response.close()
+        response.raw = io.BytesIO()
+
+
+class _Adapter(HTTPAdapter):
+    """An adapter of requests that connects through `connect`, to hosts and to proxies."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        super().__init__()
+
+    @override
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self._equip(self.poolmanager)
+
+    @override
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        return self._equip(super().proxy_manager_for(proxy, **options))
+
+    def _equip(self, manager: PoolManager) -> PoolManager:
+        pools = {"http": partial(_Pool, self._connect), "https": partial(_SecurePool, self._connect)}
+        manager.pool_classes_by_scheme = pools  # type: ignore[assignment] # called like classes
+        return manager
+
+
+class _Pool(HTTPConnectionPool):
+    """A pool whose connections are given `connect`."""
+
+    def __init__(self, connect: Connect, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn_kw["connect"] = connect
+
+
+class _SecurePool(_Pool, HTTPSConnectionPool):
+    """The same for https."""
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, *args: Any, connect: Connect, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._connect = connect
+
+    @override
+    def _new_conn(self) -> socket.socket:
+        return _open(self, self._connect)
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
+
+
+_Pool.ConnectionCls = _Connection
+_SecurePool.ConnectionCls = _SecureConnection
+
+
+def _open(connection: HTTPConnection, connect: Connect) -> socket.socket:
+    """What `HTTPConnection._new_conn` does, with the exceptions that requests knows."""
+    host = connection.host
+    try:
+        return connect(
+            (connection._dns_host, connection.port),
+            timeout=connection.timeout,
+            source_address=connection.source_address,
+            socket_options=connection.socket_options,
+        )
+    except socket.gaierror as error:
+        raise NameResolutionError(host, connection, error) from error
+    except TimeoutError as error:
+        raise ConnectTimeoutError(connection, f"Connecting to {host} took too long.") from error
+    except OSError as error:
+        raise NewConnectionError(connection, f"Connecting to {host} failed: {error}") from error

@@ -1,0 +1,49 @@
+"""How Cog is extended: if something to replace or override is missing, the server does not start and says why."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+COG = "0.16.12"
+
+
+class UnknownCogError(ImportError):
+    """The installed Cog is not the release that is extended here."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(f"blip.server extends cog {COG}, and {missing}; install the lock.")
+
+
+def check_overrides(kind: type) -> None:
+    """Check that each method of `kind` that is marked `@override` overrides one.
+
+    Raises:
+        UnknownCogError: there is none.
+    """
+    for name, member in vars(kind).items():
+        if getattr(member, "__override__", False) and not any(hasattr(base, name) for base in kind.__bases__):
+            raise UnknownCogError(f"{kind.__bases__[0].__qualname__} has no {name}")
+
+
+def rebind(owner: Any, name: str, value: Any) -> None:
+    """Set `name` of a module or a class of Cog to `value`.
+
+    Raises:
+        UnknownCogError: it has nothing of that name.
+    """
+    if not hasattr(owner, name):
+        raise UnknownCogError(f"{owner.__name__} has no {name}")
+    setattr(owner, name, value)
+
+
+def route(app: FastAPI, path: str) -> APIRoute:
+    """The one route of `app` at `path`.
+
+    Raises:
+        UnknownCogError: there is none, or more than one.
+    """
+    found = [route for route in app.routes if isinstance(route, APIRoute) and route.path == path]
+    if len(found) != 1:
+        raise UnknownCogError(f"its app has {len(found)} routes {path}")
+    return found[0]

@@ -1,0 +1,147 @@
+"""The image of a request: decoded from a data address or fetched from the web, within limits."""
+
+import base64
+import binascii
+import os
+import urllib.parse
+from collections.abc import Iterator
+from typing import IO
+
+import requests
+
+from blip.errors import FetchError
+from blip.server.egress import Egress, EgressError
+
+SECONDS = 30.0  # for a whole download
+TIMEOUT = (5, 10)  # seconds to connect, seconds without a byte
+BLOCK = 1 << 16
+CRUMBS = 10_000  # pieces below 64 bytes that a download may have; each takes time from all requests
+
+
+class Fetcher:
+    """Finds the images that requests name, within limits."""
+
+    def __init__(self, egress: Egress, max_bytes: int) -> None:
+        self.egress = egress
+        self.max_bytes = max_bytes  # of an image
+
+    def source(self, value: object) -> "Source":
+        """Where an image is.
+
+        Raises:
+            FetchError: `value` is not the address of an image.
+        """
+        return Source(value, self)
+
+
+class Source:
+    """Where an image is: an http, https or data address that looks right."""
+
+    def __init__(self, value: object, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+        if not isinstance(value, str):
+            raise FetchError("image must be a string: an http, https or data address.")
+        scheme = value[:6].partition(":")[0].lower()
+        if scheme == "data":
+            # Base64 has 4 characters for 3 bytes; text may have 3 for one.
+            header, comma, self._data = value.partition(",")
+            self._base64 = header.lower().endswith(";base64")
+            if not comma or not value.isascii():
+                raise FetchError("image is a malformed data address; send data:image/jpeg;base64, and the file.")
+            if len(self._data) > fetcher.max_bytes * (1.5 if self._base64 else 3):
+                raise self._too_large()
+            self._url = None
+        else:
+            self._url = value
+            self._check_url(value)
+
+    def save(self, file: IO[bytes]) -> None:
+        """Write the image to `file`.
+
+        Raises:
+            FetchError: it cannot be fetched.
+        """
+        if self._url is None:
+            self._decode(file)
+        else:
+            self._download(self._url, file)
+        file.flush()
+
+    def _check_url(self, url: str) -> None:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or not url.isprintable():
+            raise FetchError("image is not an http, https or data address; send one of these.")
+
+    def _too_large(self) -> FetchError:
+        return FetchError(f"image is larger than {self._fetcher.max_bytes / 1e6:g} MB; send a smaller file.")
+
+    def _decode(self, file: IO[bytes]) -> None:
+        """Decode in blocks: escaped or folded data takes many times its size, and other requests wait meanwhile."""
+        size, rest, padded = 0, b"", False
+        try:
+            for block in self._unquoted():
+                if self._base64:
+                    block = rest + block.translate(None, b" \t\r\n\v\f")
+                    whole = len(block) // 4 * 4
+                    if padded and block:
+                        raise binascii.Error("data after the padding")
+                    padded = block[:whole].endswith(b"=")
+                    rest, block = block[whole:], base64.b64decode(block[:whole], validate=True)
+                size += file.write(block)
+                if size > self._fetcher.max_bytes:
+                    raise self._too_large()
+            file.write(base64.b64decode(rest, validate=True))
+        except binascii.Error as error:
+            raise FetchError("image is a data address with damaged base64; encode the whole file again.") from error
+
+    def _unquoted(self) -> Iterator[bytes]:
+        start = 0
+        while start < len(self._data):
+            end = start + BLOCK
+            cut = self._data.rfind("%", end - 2, end)
+            if cut > start:  # not through an escape
+                end = cut
+            yield urllib.parse.unquote_to_bytes(self._data[start:end])
+            start = end
+
+    def _download(self, url: str, file: IO[bytes]) -> None:
+        host = urllib.parse.urlsplit(url).hostname
+        headers = {"Accept-Encoding": "identity"}  # no compression: an answer cannot grow while it is read
+        if agent := os.environ.get("COG_USER_AGENT"):
+            headers["User-Agent"] = agent
+        too_slow = FetchError(f"image could not be downloaded from {host} within {SECONDS:g} s; send the file itself.")
+        with self._fetcher.egress.session(SECONDS) as session:
+            try:
+                with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                    if not response.ok:
+                        raise FetchError(
+                            f"image could not be downloaded: {host} answered {response.status_code}; check the address."
+                        )
+                    size, length = 0, response.headers.get("Content-Length", "")
+                    if length.isdecimal() and int(length) > self._fetcher.max_bytes:
+                        raise self._too_large()
+                    for number, block in enumerate(response.raw.stream(BLOCK, decode_content=False)):
+                        size += file.write(block)
+                        if size > self._fetcher.max_bytes:
+                            raise self._too_large()
+                        if number > CRUMBS + size // 64:
+                            raise FetchError(f"image could not be downloaded: {host} sends it byte by byte.")
+            except EgressError as error:
+                raise FetchError(f"image may not be downloaded: {error}; send the file itself.") from error
+            except requests.TooManyRedirects as error:
+                raise FetchError(f"image could not be downloaded: {host} redirects without end.") from error
+            except FetchError:
+                raise
+            # A hostile server can make urllib3 and http.client raise errors that requests does not wrap.
+            except Exception as error:
+                if session.deadline.expired or isinstance(error, requests.Timeout):
+                    raise too_slow from error
+                raise FetchError(
+                    f"image could not be downloaded: the connection to {host} failed; check the address."
+                ) from error
+            if session.deadline.expired:  # the end of a connection can look like the end of a file
+                raise too_slow

@@ -1,0 +1,100 @@
+"""The inputs of a request: its image as a path, and the checks that need the whole request."""
+
+import asyncio
+import pathlib
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cog import Path
+from cog.types import URLPath
+from fastapi import HTTPException
+from typing_extensions import override
+
+from blip.server.egress import Egress, EgressError
+from blip.server.fetch import Fetcher, Source
+from blip.server.refusals import refusal
+from blip.server.webhooks import Outbox
+
+TEXT_LENGTH = 100_000  # characters of a question, a caption or an id
+RESOLVE_SECONDS = 2.0
+
+
+class ImageAddress(URLPath):
+    """An image that is fetched when its prediction starts. Stock reads data addresses on the event loop, twice."""
+
+    fileobj: Source  # type: ignore[assignment] # a file that is not open yet
+
+    @override
+    def convert(self) -> Path:
+        """The image in a temporary file.
+
+        Raises:
+            FetchError: it cannot be fetched.
+        """
+        if self._path is None:
+            with tempfile.NamedTemporaryFile(delete=False) as file:
+                self._path = Path(file.name)  # before anything is in it: what fails halfway is removed too
+                self.fileobj.save(file)
+        return self._path
+
+
+def image_path(fetcher: Fetcher, value: Any) -> pathlib.Path:
+    """Make an input's path, in place of `cog.Path.validate`.
+
+    Raises:
+        FetchError: it is not the address of an image.
+    """
+    if isinstance(value, pathlib.Path):
+        return value
+    return ImageAddress(source=value, filename="", fileobj=fetcher.source(value))  # type: ignore[arg-type]
+
+
+class Checks:
+    """Checks of a whole request before it takes a slot."""
+
+    def __init__(self, egress: Egress, outbox: Outbox) -> None:
+        self._egress = egress
+        self._outbox = outbox
+        self._resolvers = ThreadPoolExecutor(32, "resolver")
+
+    async def check(self, request: Any) -> None:
+        """Refuse a prediction that has no input, or whose webhook cannot be served.
+
+        Raises:
+            HTTPException: 422 or 409.
+        """
+        if request is None or request.input is None:
+            raise refusal("input", "input is missing; send a JSON object with an input object that has an image.")
+        texts = {"id": request.id, "output_file_prefix": request.output_file_prefix, **dict(request.input)}
+        for name, text in [
+            *texts.items(),
+            *(("context", text) for item in (request.context or {}).items() for text in item),
+        ]:
+            if isinstance(text, str) and len(text) > TEXT_LENGTH:
+                raise refusal(name, f"{name} has more than {TEXT_LENGTH} characters; send fewer.")
+            if isinstance(text, str) and not _is_unicode(text):
+                raise refusal(name, f"{name} has half of a surrogate pair, which is no character; send Unicode text.")
+        if request.webhook is not None:
+            await self._check_webhook(request.webhook)
+
+    async def _check_webhook(self, webhook: Any) -> None:
+        if self._outbox.is_full():
+            raise HTTPException(409, "Too many webhooks wait for their receivers")
+        loop = asyncio.get_running_loop()
+        try:
+            resolving = loop.run_in_executor(self._resolvers, self._egress.resolve, webhook.host, webhook.port)
+            await asyncio.wait_for(resolving, RESOLVE_SECONDS)
+        except EgressError as error:
+            raise refusal("webhook", f"webhook may not be called: {error}; set a public one.") from error
+        except OSError:  # also a timeout; the delivery resolves and checks the name again
+            pass
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be sent back: JSON can hold a single surrogate, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

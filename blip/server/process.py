@@ -1,0 +1,76 @@
+"""The server's process: how it listens, and how it ends."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import structlog
+import uvicorn
+from cog.server import http as stock
+from cog.server.http import Health
+from fastapi import FastAPI
+from typing_extensions import override
+
+WAKE = signal.SIGUSR2
+
+log = structlog.get_logger("blip.server")
+
+
+def heed_interrupts(shutdown_event: threading.Event) -> None:
+    """Make SIGINT end the server in order at any time; stock handles it only after the start."""
+    signal.signal(signal.SIGINT, stock.signal_set_event(shutdown_event))
+
+
+class Server(stock.Server):
+    """Cog's uvicorn server, which ends when its work is done or the grace period is over.
+
+    Stock gives requests in flight five seconds, then waits without limit for the threads of downloads.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        config.http = "h11"  # takes 64 KiB of address and headers; httptools, the default, takes any amount
+        super().__init__(config)
+
+    @override
+    def start(self) -> None:
+        """Serve in a thread, and make sure that signals are noticed.
+
+        Python handles signals in the main thread, which now sleeps; the kernel may deliver one to another thread.
+        """
+        signals, self._signals = socket.socketpair()
+        self._signals.setblocking(False)
+        signal.signal(WAKE, lambda *_: None)
+        signal.set_wakeup_fd(self._signals.fileno())
+        threading.Thread(target=_wake, args=(signals, threading.get_ident()), daemon=True).start()
+        super().start()
+
+    @override
+    def stop(self) -> None:
+        """End the server, and then the process: with status 1 when its setup failed or its worker died."""
+        assert isinstance(self.config.app, FastAPI)
+        state = self.config.app.state
+        grace = state.grace_seconds
+        log.info("waiting for work in flight", grace_seconds=grace)
+        self.config.timeout_graceful_shutdown = grace
+        state.stop_by = time.monotonic() + grace
+        self.should_exit = True
+        self._thread.join(grace + 5)
+        super().stop()  # if it still runs, waits 5 s more and then kills
+        for process in multiprocessing.active_children():  # the worker, if it outlived the grace period
+            process.kill()
+        sys.stdout.flush()
+        # Do what Python does at its exit, except to wait for the threads of downloads.
+        atexit._run_exitfuncs()
+        os._exit(int(state.health in (Health.DEFUNCT, Health.SETUP_FAILED)))
+
+
+def _wake(signals: socket.socket, thread: int) -> None:
+    """Wake `thread` for every signal whose number arrives."""
+    while number := signals.recv(1):
+        if number[0] != WAKE:
+            signal.pthread_kill(thread, WAKE)

@@ -1,0 +1,125 @@
+"""The work of the predictor: its setup, and one request from its inputs to its output."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blip.batcher import Batcher, Result
+from blip.config import Settings
+from blip.errors import InputError
+from blip.weights.bundle import open_bundle
+
+if TYPE_CHECKING:  # these import torch, which happens while the bundle is verified
+    from blip.tasks import Outputs, Sample, Task
+
+DYING_SECONDS = 1.0  # for waiting predictions to report their error before the process ends
+
+
+@dataclass(frozen=True)
+class Request:
+    """The inputs of one prediction, as predict() takes them."""
+
+    image: Path
+    task: str
+    question: str | None = None
+    caption: str | None = None
+
+
+class Service:
+    """The loaded tasks, and the batching thread that runs them."""
+
+    def __init__(
+        self, tasks: "Mapping[str, Task]", max_batch: int, check_device: Callable[[], None] = lambda: None
+    ) -> None:
+        self.tasks = tasks
+        # A few at a time: a large picture takes half a gigabyte while it is decoded.
+        self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "decoder")
+        self._batcher = Batcher(self.run_batch, max_batch, check_device, _end_process)
+
+    def run_batch(self, task: str, samples: "Sequence[Sample]") -> "Outputs":
+        """The output string or the error of every sample; runs in the batching thread."""
+        return self.tasks[task].run(samples)
+
+    def is_alive(self) -> bool:
+        """Whether requests can still be run."""
+        return self._batcher.is_alive()
+
+    def try_out(self) -> None:
+        """Make one real prediction of each task."""
+        for name, task in self.tasks.items():
+            self._batcher.submit(name, task.example()).result()
+
+    async def run(self, request: Request, emit: Callable[[str], None] | None = None) -> Result:
+        """Run a request and return its output; `emit` gets the pieces as they form, in the batching thread.
+
+        Raises:
+            InputError: the image cannot be used, or the text that the task needs is missing or blank.
+        """
+        task = self.tasks[request.task]
+        text: str = getattr(request, task.text_input) or "" if task.text_input else ""
+        if task.text_input and not text.strip():
+            raise InputError(f"{task.text_input} is required for {request.task}")
+        loop = asyncio.get_running_loop()
+        sample = await loop.run_in_executor(self._decoders, task.prepare, request.image, text, emit)
+        return await asyncio.wrap_future(self._batcher.submit(request.task, sample))
+
+    async def stream(self, request: Request) -> AsyncIterator[str | Result]:
+        """Yield the output's words as they become certain, then the whole result; raise the errors of `run`."""
+        loop = asyncio.get_running_loop()
+        words: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def emit(word: str) -> None:
+            loop.call_soon_threadsafe(words.put_nowait, word)
+
+        running = asyncio.create_task(self.run(request, emit))
+        running.add_done_callback(lambda _: words.put_nowait(None))
+        try:
+            while word := await words.get():
+                yield word
+            yield await running
+        finally:
+            running.cancel()
+
+
+def start(settings: Settings) -> Service:
+    """Load the weights bundle, verify it at the same time, and try out every task.
+
+    Raises:
+        UserError: a setting or the bundle cannot be used.
+        PrecisionError: the device does not support the precision.
+    """
+    path = settings.bundle_path()
+    device = None
+    if settings.weights == "pretrained" and not path.exists():
+        from blip.device import choose_device
+        from blip.weights.pretrained import ensure
+
+        device = choose_device(settings.device)
+        stored = "float16" if device.type == "cuda" else "float32"
+        ensure(path, stored, lambda line: print(line, flush=True))
+    bundle = open_bundle(path)
+    with ThreadPoolExecutor(1) as verifier:
+        verified = verifier.submit(bundle.verify)  # while torch and LAVIS are imported and the weights are read
+        from blip.device import check_device, choose_device
+        from blip.tasks import TASKS
+        from blip.weights.load import load_models
+
+        chosen = device or choose_device(settings.device)
+        dtype = settings.dtype or ("float16" if chosen.type == "cuda" else "float32")
+        print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
+        models = load_models(bundle, chosen, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)
+        verified.result()
+    tasks = {task.name: task(models[task.bundle_name]) for task in TASKS}
+    service = Service(tasks, settings.max_batch, lambda: check_device(chosen))
+    service.try_out()
+    return service
+
+
+def _end_process() -> None:
+    """End this process soon; the server ends with it."""
+    threading.Timer(DYING_SECONDS, os._exit, [1]).start()

@@ -1,0 +1,1 @@
+"""The weights bundle: downloaded, read, verified, written and loaded."""

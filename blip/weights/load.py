@@ -1,0 +1,55 @@
+"""A weights bundle -> LAVIS's models on the device."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from blip.engine import precision
+from blip.engine.beam import Search
+from blip.engine.graphs import GraphedDecoder
+from blip.engine.model import Model
+from blip.lavis import build, fill, make_tokenizer
+from blip.weights.bundle import TASKS, VOCABULARY, Bundle
+
+
+def load_models(
+    bundle: Bundle, device: torch.device, dtype: str, *, max_batch: int = 1, cuda_graphs: bool = False
+) -> dict[str, Model]:
+    """Build the three models of `bundle` on `device` in the precision `dtype`, keyed by task.
+
+    On a GPU the decoders are made here for batches of up to `max_batch`, their steps captured if `cuda_graphs`.
+
+    Raises:
+        BundleError: a parameter is not in the bundle, has another shape, or a tensor is not used.
+        PrecisionError: `dtype` is not available on `device`.
+    """
+    precision.check(device, dtype)
+    loaded = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    tokenizer = load_tokenizer(bundle)
+    configs = {task: bundle.config(task) for task in TASKS}
+    nets = {task: build(task, config, tokenizer) for task, config in configs.items()}
+
+    def load(task: str) -> Model:
+        weights = bundle.path / task / "model.safetensors"
+        fill(nets[task], bundle.tensors(task), device, loaded, where=f"{weights}")
+        config = configs[task]
+        search = None
+        if task != "match":
+            search = Search(config["num_beams"], config["min_length"], config["max_length"])
+        return Model(precision.prepare(nets[task], device, dtype), config["image_size"], search)
+
+    with ThreadPoolExecutor(2) as pool:  # reading and converting weights keeps one core busy each
+        models = dict(zip(TASKS, pool.map(load, TASKS), strict=True))
+    if device.type == "cuda":
+        for task in ("caption", "answer"):
+            shape = models[task].decoder_shape(max_batch)
+            decoder = GraphedDecoder(models[task].net.text_decoder, shape, capture=cuda_graphs)
+            models[task] = replace(models[task], decoder=decoder)
+    return models
+
+
+def load_tokenizer(bundle: Bundle) -> Any:
+    """The tokenizer for the bundle's vocabulary."""
+    return make_tokenizer(bundle.path / VOCABULARY)

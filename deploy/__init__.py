@@ -1,0 +1,1 @@
+"""How the container is deployed: SaladCloud, Kubernetes, several replicas on one host."""

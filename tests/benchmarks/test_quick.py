@@ -1,0 +1,83 @@
+"""Every benchmark runs, in its quick mode, and says last what a reader needs. Nothing here assumes a speed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from benchmarks.harness import DEADLINE, ROOT
+
+NAMES = ("coldstart", "latency", "throughput", "soak", "overload")
+Results = dict[str, Future[dict[str, Any]]]
+
+
+def run(name: str) -> dict[str, Any]:
+    """The line of JSON of a quick run."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", "--quick"],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},  # two run at a time
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    assert (result["benchmark"], result["quick"]) == (name, True)
+    assert result["cpu"] in ended.stdout
+    return result
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[Results]:
+    """Two run at a time: each waits for much of its time."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, name) for name in NAMES}
+
+
+def test_latency_compares_lavis_with_each_of_our_precisions(results: Results) -> None:
+    result = results["latency"].result()
+    rows = {(row["task"], row["contender"]): row for row in result["rows"]}
+    assert rows.keys() >= {
+        (task, name) for task in ("caption-12", "answer-4", "match") for name in ("lavis", "float32")
+    }
+    assert all(row["median_s"] > 0 and row["peak_mib"] > 0 for row in rows.values())
+    assert rows["caption-12", "float32"]["different"] == rows["answer-4", "float32"]["different"] == 0
+    assert result["scenes"]["different"]["float32"]["caption"] == 0
+    assert result["versions"]["ours"].keys() >= {"python", "torch"}
+
+
+def test_coldstart_starts_the_reference_and_us_and_times_our_stages(results: Results) -> None:
+    result = results["coldstart"].result()
+    for figure in ("seconds", "peak_bytes", "file_bytes"):
+        assert result[figure].keys() == {"reference", "ours"}
+    assert "weights" in result["stages"]
+
+
+def test_throughput_asks_the_plain_predictor_and_ours(results: Results) -> None:
+    result = results["throughput"].result()
+    cells = {(row["clients"], row["contender"]) for row in result["rows"]}
+    assert cells == {(clients, name) for clients in (1, 4) for name in ("plain", "ours")}
+    assert all(row["answers"] > 0 and row["lost"] == 0 for row in result["rows"])
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_overload_counts_answers_and_refusals_and_looks_at_health(results: Results) -> None:
+    result = results["overload"].result()
+    assert result["answered"] > 0
+    assert result["lost"] == result["wrong"] == 0
+    assert sum(result["health_statuses"].values()) == result["health_checks"] > 0
+    assert result.keys() >= {"refused_409", "health_ms", "ready_after_s", "server_memory", "predictor_memory"}
+
+
+def test_soak_passes_and_counts_every_outcome(results: Results) -> None:
+    result = results["soak"].result()
+    assert result["soak"] == "passed"
+    assert result["outcomes"]["answered"] > 0
+    assert result.keys() >= {"capacity_per_s", "p99_ms", "memory_growth_percent", "descriptors_after"}

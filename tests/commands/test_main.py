@@ -1,0 +1,88 @@
+"""The command line, python -m blip, and the scripts that stand for its commands."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import DEADLINE, EXAMPLES, ROOT, Server
+from blip.__main__ import COMMANDS
+from tests.deploy.refusing import refusing_port
+
+
+def run(*command: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def blip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "blip", *arguments)
+
+
+def script(name: str, *arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    return run(str(ROOT / "scripts" / name), *arguments, directory=directory)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_the_commands_are_listed(arguments: tuple[str, ...]) -> None:
+    ended = blip(*arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    listed = [line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  ")]
+    assert listed == ["client", "watch", "download", "verify"]
+
+
+def test_an_unknown_command_is_one_sentence() -> None:
+    ended = blip("paint")
+    sentence = "python -m blip: there is no command paint; choose one of client, watch, download, verify.\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", sentence)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_own_help(command: str) -> None:
+    ended = blip(command, "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("usage: ")
+
+
+@pytest.mark.parametrize("command", ["client", "watch"])
+def test_client_and_watch_need_no_package(command: str) -> None:
+    without_packages = (sys.executable, "-S", "-m", "blip", command, "--help")
+    assert run(*without_packages).returncode == 0
+
+
+def test_the_client_prints_the_three_answers_for_a_relative_path(server: Server, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "pair.jpg", tmp_path / "here.jpg")
+    (tmp_path / "blip.py").write_text("raise SystemExit('a module of the directory that the caller is in')\n")
+    ended = script("client", "here.jpg", "--url", server.url, directory=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[:4] == [
+        "Caption: a large red circle to the left of a small blue square",
+        "Question: how many objects are there?",
+        "Answer: 2",
+        "Text: a large red circle to the left of a small blue square",
+    ]
+    assert lines[4].startswith("The image and text are matched with a probability of ")
+
+
+def test_the_client_says_in_one_sentence_what_failed(tmp_path: Path) -> None:
+    ended = script("client", "none.jpg", directory=tmp_path)
+    sentence = "scripts/client: [Errno 2] No such file or directory: 'none.jpg'\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", sentence)
+
+
+def test_the_watch_ends_when_the_server_is_ready(server: Server, tmp_path: Path) -> None:
+    ended = script("watch_health", "--until-ready", str(server.process.pid), server.url, directory=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith(" s  READY\n")
+
+
+def test_the_watch_ends_when_the_process_has_ended(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with refusing_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        ended = script("watch_health", "--until-ready", str(gone.pid), url, directory=tmp_path)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert ended.stdout.endswith(" s  no answer\n")

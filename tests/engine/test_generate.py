@@ -1,0 +1,233 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, SPECIAL, WORDS, random_blip, random_pixels, tokenizer
+from blip import engine
+from blip.engine import NonFiniteLogitsError, Search, generate
+from blip.engine.precision import PrecisionError, check, prepare
+
+CPU = torch.device("cpu")
+QUESTIONS = [
+    "what is this",
+    "is there a red circle and a blue square left of the dog?",
+    "how many",
+    "what colour is the surfboard, and how many dogs run on it, and what is below and above of that?",
+    "",
+    "what is the dog on",
+    "what?",
+    "is there a dog",
+]
+TEXTS = ["a dog", "a red circle above a blue square and one dog on a surfboard, two dogs below", "the red dog runs"]
+PREPARED = [False, True]
+SEEDS = range(5)
+Build = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tokenizer(tmp_path_factory.mktemp("vocabulary"))
+
+
+@pytest.fixture(scope="module")
+def build(words: Any) -> Build:
+    """`build(task, seed, prepared)`: a small model, as LAVIS has it or prepared for the CPU in float32."""
+
+    def build(task: str, seed: int, prepared: bool = False) -> Any:
+        config = {**SMALL, "gain": 1.5} if task == "match" else SMALL  # numbers are compared: no chaos
+        net = random_blip(task, seed, words, config, end=(0.0, 2.0, 4.0, 6.0, 7.0)[seed % 5])
+        return prepare(net, CPU, "float32") if prepared else net
+
+    return build
+
+
+def skip_unless_supported(dtype: str) -> None:
+    try:
+        check(CPU, dtype)
+    except PrecisionError as reason:
+        pytest.skip(str(reason))
+
+
+def lavis_captions(model: Any, pixels: Tensor) -> list[str]:
+    with torch.no_grad():
+        return list(model.generate({"image": pixels}))
+
+
+def lavis_answers(model: Any, pixels: Tensor, questions: list[str]) -> list[str]:
+    """One question at a time: in a batch LAVIS lets the decoder see the padding."""
+    with torch.no_grad():
+        samples = [{"image": pixels[i : i + 1], "text_input": [question]} for i, question in enumerate(questions)]
+        return [model.predict_answers(sample, inference_method="generate")[0] for sample in samples]
+
+
+def lavis_matches(model: Any, pixels: Tensor, texts: list[str]) -> list[tuple[float, float]]:
+    with torch.no_grad():
+        samples = {"image": pixels, "text_input": texts}
+        probabilities = model(samples, match_head="itm").softmax(-1)[:, 1]
+        similarities = model(samples, match_head="itc").diagonal()
+    return list(zip(probabilities.tolist(), similarities.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("prepared", PREPARED)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_captions_of_every_batch_size_are_those_of_lavis(build: Build, seed: int, prepared: bool) -> None:
+    pixels = random_pixels(8, seed)
+    expected = lavis_captions(build("caption", seed), pixels)
+    model = build("caption", seed, prepared)
+    assert len(set(expected)) > 1
+    for size in range(1, 9):
+        assert engine.caption(model, pixels[:size]) == expected[:size]
+
+
+@pytest.mark.parametrize("prepared", PREPARED)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_answers_to_mixed_questions_are_those_lavis_gives_one_by_one(build: Build, seed: int, prepared: bool) -> None:
+    pixels = random_pixels(8, seed)
+    expected = lavis_answers(build("answer", seed), pixels, QUESTIONS)
+    model = build("answer", seed, prepared)
+    for size in range(1, 9):
+        assert engine.answer(model, pixels[-size:], QUESTIONS[-size:]) == expected[-size:]
+
+
+@pytest.mark.parametrize("prepared", PREPARED)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_both_match_scores_are_those_of_lavis(build: Build, seed: int, prepared: bool) -> None:
+    pixels = random_pixels(len(TEXTS), seed)
+    expected = lavis_matches(build("match", seed), pixels, TEXTS)
+    model = build("match", seed, prepared)
+    for size in range(1, len(TEXTS) + 1):
+        scores = engine.match(model, pixels[:size], TEXTS[:size])
+        for score, reference in zip(scores, expected[:size], strict=True):
+            assert score == pytest.approx(reference, abs=1e-5)
+
+
+def test_lengths_are_counted_as_lavis_counts_them(build: Build) -> None:
+    model, pixels = build("caption", 3), random_pixels(4, 0)
+    for shortest, longest in ((0, 5), (12, 12), (20, 30)):
+        with torch.no_grad():
+            expected = model.generate({"image": pixels}, min_length=shortest, max_length=longest)
+        assert engine.caption(model, pixels, Search(3, shortest, longest)) == expected
+
+
+def test_questions_and_texts_beyond_the_limit_are_cut_off_as_lavis_does(build: Build) -> None:
+    pixels, long = random_pixels(1, 0), "what is the dog on " * 100
+    model = build("answer", 0)
+    assert engine.answer(model, pixels, [long]) == lavis_answers(model, pixels, [long])
+    model = build("match", 0)
+    assert engine.match(model, pixels, [long])[0] == pytest.approx(lavis_matches(model, pixels, [long])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_request_gets_the_same_result_alone_and_in_any_batch(build: Build, dtype: str) -> None:
+    skip_unless_supported(dtype)
+    pixels = random_pixels(8, 1)
+    for seed in SEEDS:
+        captioner, answerer, matcher = (
+            prepare(build(task, seed), CPU, dtype) for task in ("caption", "answer", "match")
+        )
+        captions = engine.caption(captioner, pixels)
+        answers = engine.answer(answerer, pixels, QUESTIONS)
+        matches = engine.match(matcher, pixels, QUESTIONS)
+        for i, question in enumerate(QUESTIONS):
+            one = pixels[i : i + 1]
+            assert engine.caption(captioner, one) == [captions[i]]
+            assert engine.answer(answerer, one, [question]) == [answers[i]]
+            assert engine.match(matcher, one, [question]) == [matches[i]]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_streamed_pieces_join_to_the_result_and_are_never_taken_back(build: Build, seed: int) -> None:
+    pixels = random_pixels(8, seed)
+    model = build("caption", seed)
+    steps = list(engine.stream_caption(model, pixels))
+    assert ["".join(pieces) for pieces in zip(*steps, strict=True)] == engine.caption(model, pixels)
+    model = build("answer", seed)
+    steps = list(engine.stream_answer(model, pixels, QUESTIONS))
+    assert ["".join(pieces) for pieces in zip(*steps, strict=True)] == engine.answer(model, pixels, QUESTIONS)
+
+
+def test_words_are_streamed_before_the_caption_is_complete(build: Build) -> None:
+    pieces = list(zip(*engine.stream_caption(build("caption", 0), random_pixels(8, 0)), strict=True))
+    assert max(sum(1 for piece in stream if piece) for stream in pieces) >= 4
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(ids=st.lists(st.integers(0, len(SPECIAL) + len(WORDS) + 1), min_size=1, max_size=14))
+def test_text_called_final_is_a_prefix_of_every_later_text(words: Any, ids: list[int]) -> None:
+    texts = [generate._final_words(words, ids[:end]) for end in range(1, len(ids) + 1)] + [generate._text(words, ids)]
+    for earlier, later in itertools.pairwise(texts):
+        assert later.startswith(earlier)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("prepared", PREPARED)
+def test_an_image_that_breaks_the_model_fails_alone(build: Build, prepared: bool, value: float) -> None:
+    pixels, questions = random_pixels(3, 0), QUESTIONS[:3]
+    broken = pixels.clone()
+    broken[1, 0, 3, 4] = value
+    captioner, answerer, matcher = (build(task, 0, prepared) for task in ("caption", "answer", "match"))
+    for result, expected in (
+        (engine.caption(captioner, broken), engine.caption(captioner, pixels)),
+        (engine.answer(answerer, broken, questions), engine.answer(answerer, pixels, questions)),
+        (engine.match(matcher, broken, questions), engine.match(matcher, pixels, questions)),
+    ):
+        assert isinstance(result[1], NonFiniteLogitsError)
+        assert [result[0], result[2]] == [expected[0], expected[2]]
+    pieces = list(zip(*engine.stream_caption(captioner, broken), strict=True))
+    assert sum(isinstance(piece, NonFiniteLogitsError) for piece in pieces[1]) == 1
+    assert "".join(pieces[0]) == engine.caption(captioner, pixels)[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_reduced_precision_stays_near_the_exact_scores(build: Build, dtype: str) -> None:
+    skip_unless_supported(dtype)
+    pixels, exact = random_pixels(3, 0), build("match", 0)
+    expected = engine.match(exact, pixels, TEXTS)
+    for score, reference in zip(engine.match(prepare(exact, CPU, dtype), pixels, TEXTS), expected, strict=True):
+        assert score == pytest.approx(reference, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        ("cpu", "float16", "float16 is not supported on a CPU; choose bfloat16, int8 or float32."),
+        ("cuda", "int8", "int8 is for CPUs; on a GPU choose float16, bfloat16 or float32."),
+        ("cpu", "half", "half is not a known precision; choose one of float32, float16, bfloat16, int8."),
+    ],
+)
+def test_a_precision_the_device_does_not_have_is_refused_with_the_reason(device: str, dtype: str, reason: str) -> None:
+    with pytest.raises(PrecisionError) as refusal:
+        check(torch.device(device), dtype)
+    assert str(refusal.value) == reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_models_of_full_size_give_what_lavis_gives(tmp_path: Path, seed: int) -> None:
+    words = tokenizer(tmp_path, FULL_VOCABULARY)
+    questions, texts = QUESTIONS[:2], TEXTS[:2]
+
+    model, pixels = random_blip("caption", seed, words, FULL), random_pixels(2, seed, 384)
+    expected: list[Any] = lavis_captions(model, pixels)
+    assert engine.caption(prepare(model, CPU, "float32"), pixels) == expected
+
+    larger = {**FULL, "image_size": 480}
+    model, pixels = random_blip("answer", seed, words, larger), random_pixels(2, seed, 480)
+    expected = lavis_answers(model, pixels, questions)
+    assert engine.answer(prepare(model, CPU, "float32"), pixels, questions) == expected
+
+    calm = {**FULL, "gain": 1.0}
+    model, pixels = random_blip("match", seed, words, calm), random_pixels(2, seed, 384)
+    expected = lavis_matches(model, pixels, texts)
+    prepare(model, CPU, "float32")
+    matches = engine.match(model, pixels, texts)
+    for score, reference in zip(matches, expected, strict=True):
+        assert score == pytest.approx(reference, abs=1e-5)
+    assert engine.match(model, pixels[1:], texts[1:]) == matches[1:]

@@ -1,0 +1,163 @@
+"""How a server ends: told to by an orchestrator, and when its worker, its batching thread or its device is lost."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from benchmarks.harness import DEADLINE, EXAMPLES, Server, data_uri, wait_until
+from tests.peers import FileServer, Receiver
+
+#: Stock answers 500 to what is in flight five seconds after SIGTERM.
+STOCK_SECONDS = 6.0
+STUB = {"COG_PREDICT_TYPE_STUB": "tests/server/dying_predict.py:Predictor"}
+
+
+def refuses(server: Server) -> bool:
+    return bool(server.health()["status"] == "no answer")
+
+
+def question(text: str) -> dict[str, dict[str, str]]:
+    return {
+        "input": {
+            "image": data_uri(EXAMPLES / "pair.jpg"),
+            "task": "visual_question_answering",
+            "question": text,
+        }
+    }
+
+
+def is_gone(server: Server) -> bool:
+    """Whether the server and all that it started have ended."""
+    try:
+        os.killpg(server.process.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_signal_to_the_whole_group_lets_work_in_flight_finish(receiver: Receiver, tmp_path: Path) -> None:
+    """systemd, GNU timeout and `tini -g` signal the worker's process too; new connections are refused meanwhile."""
+    thinking = tmp_path / "thinking"
+    with Server({**STUB, "BLIP_TEST_THINKING": str(thinking)}) as server:
+        server.wait_for("READY")
+        expected = server.predict(**question("what color is the circle?")).json()["output"]
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(server.predict, **question("think"))
+            wait_until(thinking.exists, "its start")
+            later = server.predict(
+                headers={"Prefer": "respond-async"}, webhook=receiver.url, **question("what color is the circle?")
+            )
+            assert later.status_code == 202
+            with contextlib.closing(Receiver()) as cancelled:
+                waiting = question("what color is the circle?")
+                server.predict(id="waiting", headers={"Prefer": "respond-async"}, webhook=cancelled.url, **waiting)
+                requests.post(f"{server.url}/predictions/waiting/cancel", timeout=DEADLINE)
+                assert cancelled.until_completed()[-1]["status"] == "canceled"
+            os.killpg(server.process.pid, signal.SIGTERM)
+            wait_until(lambda: refuses(server), "new connections to be refused")
+            time.sleep(STOCK_SECONDS)
+            assert not answer.done()
+            thinking.unlink()
+            assert answer.result().json()["status"] == "succeeded"
+        assert receiver.until_completed()[-1]["output"] == expected
+        assert server.process.wait(DEADLINE) == 0
+
+
+def test_a_signal_to_another_thread_is_noticed_and_the_log_is_clean() -> None:
+    """Python handles signals in the main thread, which sleeps; the kernel may give them to another one."""
+    with Server() as server:
+        server.wait_for("READY")
+        others = {int(thread.name) for thread in Path(f"/proc/{server.process.pid}/task").iterdir()}
+        ctypes.CDLL(None).tgkill(server.process.pid, min(others - {server.process.pid}), signal.SIGTERM)
+        assert server.process.wait(DEADLINE) == 0
+        wait_until(lambda: is_gone(server), "its other processes")
+        said = [line for line in ("fast loader", "coglet", "leaked", "Traceback") if line in server.log()]
+        assert said == []
+
+
+def test_after_the_grace_period_the_server_ends_whatever_still_runs(files: FileServer) -> None:
+    with Server({"BLIP_GRACE_SECONDS": "1"}) as server, contextlib.closing(Receiver(held=True)) as receiver:
+        server.wait_for("READY")
+        server.predict(**question("what color is the circle?"), webhook=receiver.url)
+        with ThreadPoolExecutor(1) as pool:
+            dripping = {"input": {"image": f"{files.url}/drip"}}
+            answer = pool.submit(server.predict, **dripping)
+            wait_until(lambda: files.requests > 0, "the download")
+            server.process.send_signal(signal.SIGTERM)
+            assert answer.result().status_code == 500
+        assert server.process.wait(DEADLINE) == 1
+
+
+def test_a_server_that_is_starting_can_be_stopped() -> None:
+    with Server() as server:
+        server.wait_for("STARTING")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize("grace", ["soon", "1 min"])
+def test_a_grace_period_that_is_no_number_is_found_at_the_start(grace: str) -> None:
+    with Server({"BLIP_GRACE_SECONDS": grace}) as server:
+        assert server.process.wait(DEADLINE) != 0
+        assert f"BLIP_GRACE_SECONDS={grace} is not a number of seconds; set it to 1 or more." in server.log()
+
+
+def wait_for_the_end(server: Server) -> None:
+    wait_until(lambda: server.health()["status"] in ("UNHEALTHY", "DEFUNCT", "no answer"), "the loss to show")
+    assert server.process.wait(DEADLINE) == 1
+
+
+def test_when_the_worker_is_killed_clients_get_an_error(files: FileServer, receiver: Receiver) -> None:
+    held = {"input": {"image": f"{files.url}/held/pair.jpg"}}
+    with Server() as server:
+        server.wait_for("READY")
+        with ThreadPoolExecutor(2) as pool:
+            answers = [pool.submit(server.predict, **held) for _ in range(2)]
+            server.predict(headers={"Prefer": "respond-async"}, webhook=receiver.url, **held)
+            wait_until(lambda: files.requests == 3, "the downloads")
+            os.kill(server.processes[1], signal.SIGKILL)
+            assert [answer.result().status_code for answer in answers] == [500, 500]
+        completed = receiver.until_completed()[-1]
+        assert (completed["status"], completed["error"]) == (
+            "failed",
+            "Prediction failed for an unknown reason. It might have run out of memory? (exitcode -9)",
+        )
+        wait_for_the_end(server)
+
+
+def test_a_worker_that_is_killed_while_idle_ends_the_server_too() -> None:
+    with Server() as server:
+        server.wait_for("READY")
+        os.kill(server.processes[1], signal.SIGKILL)
+        assert server.process.wait(DEADLINE) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("die", "the batching thread has died: injected"),
+        ("break", "the batching thread has died: CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_a_lost_thread_or_device_leaves_nobody_waiting(fault: str, error: str) -> None:
+    with Server(STUB) as server:
+        server.wait_for("READY")
+        image = data_uri(EXAMPLES / "pair.jpg")
+        with ThreadPoolExecutor(4) as pool:
+            answers = [
+                pool.submit(
+                    server.predict, input={"image": image, "task": "visual_question_answering", "question": text}
+                )
+                for text in ("a", "b", fault, "c")
+            ]
+        bodies = [answer.result().json() for answer in answers]
+        assert error in [body["error"] for body in bodies]
+        assert {body["error"] for body in bodies} <= {error, None}
+        wait_for_the_end(server)

@@ -1,0 +1,147 @@
+"""The bundle on disk: what is written is what is read, and nothing else is accepted."""
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip.errors import BundleError
+from blip.weights.bundle import FILES, MANIFEST, TASKS, Bundle, BundleWriter, open_bundle, remove_leftovers
+
+TENSORS = {"layer.weight": torch.arange(200.0).reshape(10, 20), "layer.bias": torch.ones(10)}
+
+
+def write(path: Path, name: str = "small") -> None:
+    with BundleWriter(path, name=name, dtype="float32", source="the tests", note="Small.") as writer:
+        writer.vocabulary(["[PAD]", "naïve", "\u2028"])
+        for task in TASKS:
+            writer.model(task, {"image_size": 16}, TENSORS)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_what_was_written_is_read_back(path: Path) -> None:
+    bundle = open_bundle(path)
+    bundle.verify()
+    assert (bundle.name, bundle.dtype, bundle.source, bundle.note) == ("small", "float32", "the tests", "Small.")
+    assert (path / "vocab.txt").read_text().split("\n") == ["[PAD]", "naïve", "\u2028", ""]
+    assert bundle.config("match") == {"image_size": 16}
+    tensors = bundle.tensors("answer")
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_a_directory_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no weights bundle at .*manifest\.json is missing"):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_or_short_file_is_named_at_once(path: Path, name: str) -> None:
+    file = path / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=rf"{file} has {file.stat().st_size} bytes"):
+        open_bundle(path)
+    file.unlink()
+    with pytest.raises(BundleError, match=rf"{file} is missing"):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_altered_file_is_named_when_the_bundle_is_verified(path: Path, name: str) -> None:
+    content = bytearray((path / name).read_bytes())
+    content[-1] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{path / name} was altered"):
+        open_bundle(path).verify()
+
+
+def edit_manifest(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    edit(manifest)
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_newer_format_is_refused_with_both_numbers(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(format=2))
+    with pytest.raises(BundleError, match="bundle format 2 and this release reads format 1; update the software"):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("key", ["name", "dtype", "source", "note", "files"])
+def test_a_manifest_without_a_field_is_refused(path: Path, key: str) -> None:
+    edit_manifest(path, lambda manifest: manifest.pop(key))
+    with pytest.raises(BundleError, match=rf"{path / MANIFEST} is incomplete .*{key}"):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"format": 1, "files": []}', "\udcff"])
+def test_a_manifest_that_is_something_else_is_refused(path: Path, content: str) -> None:
+    (path / MANIFEST).write_text(content, errors="surrogateescape")
+    with pytest.raises(BundleError, match=f"{path / MANIFEST}"):
+        open_bundle(path)
+
+
+def test_weights_that_are_no_safetensors_file_are_named(path: Path) -> None:
+    (path / "caption" / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(BundleError, match=r"caption/model\.safetensors is not a readable safetensors file"):
+        Bundle(path, "", "", "", "", {}).tensors("caption")
+
+
+def test_a_writer_that_fails_leaves_the_bundle_that_was_there(path: Path) -> None:
+    before = open_bundle(path)
+    writer = BundleWriter(path, name="new", dtype="float32", source="", note="")
+    with pytest.raises(FileNotFoundError), writer:
+        writer.vocabulary(["[PAD]"])  # and no models
+    assert open_bundle(path) == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_bundle_replaces_an_old_one_and_an_empty_directory(path: Path) -> None:
+    write(path, name="new")
+    assert open_bundle(path).name == "new"
+    (path.parent / "empty").mkdir()
+    write(path.parent / "empty")
+    open_bundle(path.parent / "empty").verify()
+
+
+def test_a_directory_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(b"precious")
+    with pytest.raises(BundleError, match="photos exists and is not a weights bundle"):
+        write(tmp_path / "photos")
+    assert (tmp_path / "photos" / "1.jpg").read_bytes() == b"precious"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["photos"]
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else_is(path: Path) -> None:
+    killed = BundleWriter(path, name="", dtype="", source="", note="").__enter__()
+    killed.vocabulary(["[PAD]"])
+    (path.parent / ".bundle.other").mkdir()
+    remove_leftovers(path)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".bundle.other", "bundle"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """While it lasts, a write beyond `size` bytes fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_without_room_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with largest_file(500), pytest.raises(BundleError, match=r"model\.safetensors cannot be written .*make room"):
+        write(tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
