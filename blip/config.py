@@ -1,5 +1,6 @@
 """Settings from the environment, read and validated once."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from blip.errors import ConfigError
 
 DEMO = Path(__file__).resolve().parent.parent / "weights" / "demo"
 DEVICES = ("auto", "cpu", "cuda")
+DAY = 86_400  # seconds
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
@@ -53,7 +55,7 @@ class Settings:
             cache=Path(environment.get("BLIP_CACHE") or "~/.cache/blip").expanduser(),
             device=device,
             dtype=dtype,
-            max_batch=_number(environment, "BLIP_MAX_BATCH", "16", "requests"),
+            max_batch=_number(environment, "BLIP_MAX_BATCH", "16", "a number of requests"),
             cuda_graphs=_choice(environment, "BLIP_CUDA_GRAPHS", ("on", "off")) == "on",
         )
 
@@ -74,11 +76,13 @@ class Limits:
         max_image_bytes: `BLIP_MAX_IMAGE_BYTES`: the largest image file, sent or fetched.
         egress: `BLIP_EGRESS`: "public" (images and webhooks at public addresses only) or "any".
         grace_seconds: `BLIP_GRACE_SECONDS`: how long work in flight may take to end after SIGTERM.
+        keep_alive_seconds: `BLIP_KEEP_ALIVE_SECONDS`: how long an idle connection stays open.
     """
 
     max_image_bytes: int
     egress: str
     grace_seconds: int
+    keep_alive_seconds: int
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
@@ -88,9 +92,32 @@ class Limits:
             ConfigError: a variable has an invalid value.
         """
         return cls(
-            max_image_bytes=_number(environment, "BLIP_MAX_IMAGE_BYTES", "50000000", "bytes"),
+            max_image_bytes=_number(environment, "BLIP_MAX_IMAGE_BYTES", "50000000", "a number of bytes"),
             egress=_choice(environment, "BLIP_EGRESS", ("public", "any")),
-            grace_seconds=_number(environment, "BLIP_GRACE_SECONDS", "60", "seconds"),
+            grace_seconds=_number(environment, "BLIP_GRACE_SECONDS", "60", "a number of seconds", most=DAY),
+            keep_alive_seconds=_number(environment, "BLIP_KEEP_ALIVE_SECONDS", "75", "a number of seconds", most=DAY),
+        )
+
+
+def check_cog_settings(environment: Mapping[str, str] = os.environ) -> None:
+    """Check the settings that Cog reads by itself, and meets with a traceback.
+
+    Raises:
+        ConfigError: a variable has an invalid value.
+    """
+    _number(environment, "PORT", "5000", "a port", most=65_535)
+    _number(environment, "COG_MAX_CONCURRENCY", "32", "a number of slots", most=10_000)
+    level = environment.get("COG_LOG_LEVEL") or "info"
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigError(f"COG_LOG_LEVEL={level} is not known; set it to debug, info, warning or error.")
+    interval = environment.get("COG_THROTTLE_RESPONSE_INTERVAL") or "0.5"
+    try:
+        usable = 0 <= float(interval) <= DAY
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(
+            f"COG_THROTTLE_RESPONSE_INTERVAL={interval} is not a number of seconds; set it to a number from 0 to {DAY}."
         )
 
 
@@ -102,9 +129,11 @@ def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...])
     return value
 
 
-def _number(environment: Mapping[str, str], name: str, default: str, unit: str) -> int:
-    """The value of a variable that counts something."""
+def _number(environment: Mapping[str, str], name: str, default: str, unit: str, most: int | None = None) -> int:
+    """The value of a variable that counts something, from 1 to `most`."""
     value = environment.get(name) or default
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{name}={value} is not a number of {unit}; set it to 1 or more.")
+    # int() refuses more than 4,300 digits.
+    if not (value.isdecimal() and len(value) < 20 and 1 <= int(value) <= (most or int(value))):
+        allowed = f"a number from 1 to {most}" if most else "1 or more"
+        raise ConfigError(f"{name}={value} is not {unit}; set it to {allowed}.")
     return int(value)

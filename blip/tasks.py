@@ -15,6 +15,7 @@ from blip import engine
 from blip.engine.model import Model
 from blip.images import open_image, preprocessor
 from blip.lavis import import_lavis
+from blip.texts import cut
 
 Outputs = list[str | Exception]
 
@@ -88,7 +89,7 @@ class Task(ABC):
         pixels = self._preprocess(image)
         if self.model.net.device.type == "cuda":
             pixels = pixels.pin_memory()
-        return Sample(pixels, self._process_text(text), emit)
+        return Sample(pixels, self._process_text(cut(text)), emit)
 
     def _text_processor(self) -> Callable[[str], str]:
         return str

@@ -74,6 +74,8 @@ class FileServer(Peer):
             request.answer(int(rest))
         elif what == "redirect":  # /redirect/URL
             request.answer(302, Location=urllib.parse.unquote(rest))
+        elif what == "cookie" and request.headers["Cookie"] != "seen=1":  # asks for one, and for another try
+            request.answer(302, Location=request.path, Set_Cookie="seen=1; Path=/")
         elif what == "loop":
             request.answer(302, Location="/loop")
         elif what == "huge":  # says so

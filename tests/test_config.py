@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from blip.config import Limits, Settings
+from blip.config import Limits, Settings, check_cog_settings
 from blip.errors import ConfigError
 
 
@@ -53,19 +53,62 @@ def test_every_setting_is_taken_from_its_variable(tmp_path: Path) -> None:
         (
             "BLIP_GRACE_SECONDS",
             "soon",
-            "BLIP_GRACE_SECONDS=soon is not a number of seconds; set it to 1 or more.",
+            "BLIP_GRACE_SECONDS=soon is not a number of seconds; set it to a number from 1 to 86400.",
+        ),
+        *(
+            (name, value, f"{name}={value} is not a number of seconds; set it to a number from 1 to 86400.")
+            for name in ("BLIP_GRACE_SECONDS", "BLIP_KEEP_ALIVE_SECONDS")
+            for value in ("nan", "inf", "1e10", "10000000000", "-1", "0", "9" * 5000)
         ),
         ("BLIP_EGRESS", "private", "BLIP_EGRESS=private is not known; set it to public or any."),
     ],
 )
 def test_a_variable_that_means_nothing_is_one_sentence(variable: str, value: str, sentence: str) -> None:
-    kind = Limits if variable in ("BLIP_MAX_IMAGE_BYTES", "BLIP_EGRESS", "BLIP_GRACE_SECONDS") else Settings
+    limits = ("BLIP_MAX_IMAGE_BYTES", "BLIP_EGRESS", "BLIP_GRACE_SECONDS", "BLIP_KEEP_ALIVE_SECONDS")
+    kind = Limits if variable in limits else Settings
     with pytest.raises(ConfigError) as caught:
         kind.from_environment({variable: value})
     assert str(caught.value) == sentence
 
 
 def test_the_limits_are_50_mb_and_public_addresses_unless_said_otherwise() -> None:
-    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public", 60)
+    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public", 60, 75)
     environment = {"BLIP_MAX_IMAGE_BYTES": "1000", "BLIP_EGRESS": "any", "BLIP_GRACE_SECONDS": "5"}
-    assert Limits.from_environment(environment) == Limits(1000, "any", 5)
+    environment["BLIP_KEEP_ALIVE_SECONDS"] = "600"
+    assert Limits.from_environment(environment) == Limits(1000, "any", 5, 600)
+
+
+SLOTS = "COG_MAX_CONCURRENCY=0 is not a number of slots; set it to a number from 1 to 10000."
+INTERVAL = "is not a number of seconds; set it to a number from 0 to 86400."
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("PORT", "abc", "PORT=abc is not a port; set it to a number from 1 to 65535."),
+        ("PORT", "65536", "PORT=65536 is not a port; set it to a number from 1 to 65535."),
+        (
+            "COG_MAX_CONCURRENCY",
+            "0",
+            SLOTS,
+        ),
+        ("COG_LOG_LEVEL", "loud", "COG_LOG_LEVEL=loud is not known; set it to debug, info, warning or error."),
+        *(
+            (
+                "COG_THROTTLE_RESPONSE_INTERVAL",
+                value,
+                f"COG_THROTTLE_RESPONSE_INTERVAL={value} {INTERVAL}",
+            )
+            for value in ("nan", "inf", "-1", "1e10", "fast")
+        ),
+    ],
+)
+def test_a_setting_of_cog_that_means_nothing_is_one_sentence(variable: str, value: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_cog_settings({variable: value})
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "info", "Warning", "error", ""])
+def test_settings_of_cog_that_mean_something_are_taken(level: str) -> None:
+    check_cog_settings({"COG_LOG_LEVEL": level, "PORT": "80", "COG_THROTTLE_RESPONSE_INTERVAL": "0"})

@@ -9,6 +9,8 @@ from importlib.metadata import version
 
 import structlog
 
+from blip.config import Limits, check_cog_settings
+from blip.errors import ConfigError
 from blip.server.extending import COG, UnknownCogError
 
 if version("cog") != COG:
@@ -16,6 +18,11 @@ if version("cog") != COG:
 
 sys.modules["coglet"] = None  # type: ignore[assignment] # Cog's main would start this server in Rust if it were installed
 if multiprocessing.parent_process() is None:
+    try:  # before Cog's main reads them
+        check_cog_settings()
+        Limits.from_environment()
+    except ConfigError as error:
+        sys.exit(str(error))
     # Before Cog's main sets up its log, it logs only that the Rust server is missing.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import cog.schema
 import cog.server.http as stock
 import cog.server.webhook
 import cog.types
@@ -27,7 +28,7 @@ from blip.server import extending, refusals
 from blip.server.bodies import TEXT_BYTES, BodyLimit
 from blip.server.egress import Egress
 from blip.server.fetch import Fetcher
-from blip.server.inputs import Checks, image_path
+from blip.server.inputs import Checks, PredictionRequest, image_path
 from blip.server.process import Server, heed_interrupts
 from blip.server.runner import Runner
 from blip.server.webhooks import Outbox
@@ -75,6 +76,7 @@ def create_app(
     extending.rebind(stock, "PredictionRunner", make_runner)
     extending.rebind(stock_worker, "Worker", Worker)
     extending.rebind(stock_worker, "_ChildWorker", ChildWorker)
+    extending.rebind(cog.schema, "PredictionRequest", PredictionRequest)
     extending.rebind(cog.server.webhook, "webhook_caller", outbox.caller)
     extending.rebind(cog.types.Path, "validate", functools.partial(image_path, fetcher))
     BaseInput.model_config["extra"] = "forbid"  # stock ignores an input whose name is misspelt
@@ -87,7 +89,7 @@ def create_app(
         await_explicit_shutdown=await_explicit_shutdown,
         **options,
     )
-    app.state.grace_seconds = limits.grace_seconds
+    app.state.limits = limits
     app.router.routes.remove(extending.route(app, "/shutdown"))  # anyone who reaches the port could stop the replica
     if runner is None:  # the predictor cannot be loaded; the app's one route says so
         return app
@@ -150,7 +152,7 @@ def _idempotent(runner: Runner, checks: Checks, predict: Endpoint) -> Endpoint:
         task = runner.get_predict_task(prediction_id)
         if task and request.id in (None, prediction_id):
             return JSONResponse(jsonable_encoder(task.result), 202)
-        await checks.check(request)
+        await checks.check(request, prediction_id)
         return await predict(prediction_id=prediction_id, request=request, **headers)
 
     return put

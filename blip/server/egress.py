@@ -161,8 +161,17 @@ class Session(requests.Session):
 def _drop_redirect_body(response: requests.Response, **_: Any) -> None:
     """Close a redirect's body unread (a response hook): requests would read all of it before it follows."""
     if response.is_redirect:
+        answer = response.raw._original_response
         response.close()
-        response.raw = io.BytesIO()
+        response.raw = _Drained(answer)
+
+
+class _Drained(io.BytesIO):
+    """The body of an answer whose body is of no interest; requests reads the cookies from the answer's headers."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self._original_response = answer
 
 
 class _Adapter(HTTPAdapter):

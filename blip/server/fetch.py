@@ -15,6 +15,15 @@ from blip.server.egress import Egress, EgressError
 SECONDS = 30.0  # for a whole download
 TIMEOUT = (5, 10)  # seconds to connect, seconds without a byte
 BLOCK = 1 << 16
+MAX_ADDRESS = 4096  # characters; parsing an address can take time that grows with the square of them
+URL_SAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648's other alphabet for base64
+FIXES = {
+    401: "it wants a login, so send the file itself",
+    403: "it refuses this server, so send the file itself",
+    404: "check that the file is there",
+    410: "the file is gone, so send another address",
+    429: "it has had too many requests, so try again later",
+}
 CRUMBS = 10_000  # pieces below 64 bytes that a download may have; each takes time from all requests
 
 
@@ -45,13 +54,15 @@ class Source:
         if scheme == "data":
             # Base64 has 4 characters for 3 bytes; text may have 3 for one.
             header, comma, self._data = value.partition(",")
-            self._base64 = header.lower().endswith(";base64")
+            self._base64 = header.replace(" ", "").lower().endswith(";base64")  # browsers allow spaces before it
             if not comma or not value.isascii():
                 raise FetchError("image is a malformed data address; send data:image/jpeg;base64, and the file.")
             if len(self._data) > fetcher.max_bytes * (1.5 if self._base64 else 3):
                 raise self._too_large()
             self._url = None
         else:
+            if len(value) > MAX_ADDRESS:
+                raise FetchError(f"image is an address of more than {MAX_ADDRESS} characters; send the file itself.")
             self._url = value
             self._check_url(value)
 
@@ -85,7 +96,7 @@ class Source:
         try:
             for block in self._unquoted():
                 if self._base64:
-                    block = rest + block.translate(None, b" \t\r\n\v\f")
+                    block = rest + block.translate(URL_SAFE, b" \t\r\n\v\f")
                     whole = len(block) // 4 * 4
                     if padded and block:
                         raise binascii.Error("data after the padding")
@@ -118,9 +129,9 @@ class Source:
             try:
                 with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
                     if not response.ok:
-                        raise FetchError(
-                            f"image could not be downloaded: {host} answered {response.status_code}; check the address."
-                        )
+                        status = response.status_code
+                        fix = FIXES.get(status, "check the address")
+                        raise FetchError(f"image could not be downloaded: {host} answered {status}; {fix}.")
                     size, length = 0, response.headers.get("Content-Length", "")
                     if length.isdecimal() and int(length) > self._fetcher.max_bytes:
                         raise self._too_large()

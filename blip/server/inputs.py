@@ -6,16 +6,18 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cog import Path
+from cog import Path, schema
 from cog.types import URLPath
 from fastapi import HTTPException
+from pydantic import field_validator
 from typing_extensions import override
 
 from blip.server.egress import Egress, EgressError
-from blip.server.fetch import Fetcher, Source
+from blip.server.fetch import MAX_ADDRESS, Fetcher, Source
 from blip.server.refusals import refusal
 from blip.server.webhooks import Outbox
 
+ID_LENGTH = 1_000  # characters; every line in the log about a prediction has its id
 TEXT_LENGTH = 100_000  # characters of a question, a caption or an id
 RESOLVE_SECONDS = 2.0
 
@@ -50,6 +52,17 @@ def image_path(fetcher: Fetcher, value: Any) -> pathlib.Path:
     return ImageAddress(source=value, filename="", fileobj=fetcher.source(value))  # type: ignore[arg-type]
 
 
+class PredictionRequest(schema.PredictionRequest):
+    """Cog's request, whose webhook is read only where it is short enough to be read in no time."""
+
+    @field_validator("webhook", mode="before")
+    @classmethod
+    def _webhook_is_short(cls, value: Any) -> Any:
+        if isinstance(value, str) and len(value) > MAX_ADDRESS:
+            raise ValueError(f"webhook is an address of more than {MAX_ADDRESS} characters; set a shorter one.")
+        return value
+
+
 class Checks:
     """Checks of a whole request before it takes a slot."""
 
@@ -58,14 +71,17 @@ class Checks:
         self._outbox = outbox
         self._resolvers = ThreadPoolExecutor(32, "resolver")
 
-    async def check(self, request: Any) -> None:
-        """Refuse a prediction that has no input, or whose webhook cannot be served.
+    async def check(self, request: Any, prediction_id: str | None = None) -> None:
+        """Refuse a prediction that has no input, whose texts are too long, or whose webhook cannot be served.
 
         Raises:
             HTTPException: 422 or 409.
         """
         if request is None or request.input is None:
             raise refusal("input", "input is missing; send a JSON object with an input object that has an image.")
+        for name in (request.id, prediction_id):
+            if name is not None and len(name) > ID_LENGTH:
+                raise refusal("id", f"id has more than {ID_LENGTH} characters; send fewer.")
         texts = {"id": request.id, "output_file_prefix": request.output_file_prefix, **dict(request.input)}
         for name, text in [
             *texts.items(),

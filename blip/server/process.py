@@ -34,6 +34,9 @@ class Server(stock.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         config.http = "h11"  # takes 64 KiB of address and headers; httptools, the default, takes any amount
+        assert isinstance(config.app, FastAPI)
+        # Stock closes them after five; a proxy that keeps its own for 60 then sends requests into a closing connection.
+        config.timeout_keep_alive = config.app.state.limits.keep_alive_seconds
         super().__init__(config)
 
     @override
@@ -54,7 +57,7 @@ class Server(stock.Server):
         """End the server, and then the process: with status 1 when its setup failed or its worker died."""
         assert isinstance(self.config.app, FastAPI)
         state = self.config.app.state
-        grace = state.grace_seconds
+        grace = state.limits.grace_seconds
         log.info("waiting for work in flight", grace_seconds=grace)
         self.config.timeout_graceful_shutdown = grace
         state.stop_by = time.monotonic() + grace

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -184,7 +185,17 @@ def test_an_image_beyond_the_limit_is_refused_however_it_comes(limited: Server, 
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("status/404", "image could not be downloaded: 127.0.0.1 answered 404; check the address."),
+        *(
+            (f"status/{status}", f"image could not be downloaded: 127.0.0.1 answered {status}; {fix}.")
+            for status, fix in {
+                401: "it wants a login, so send the file itself",
+                403: "it refuses this server, so send the file itself",
+                404: "check that the file is there",
+                410: "the file is gone, so send another address",
+                418: "check the address",
+                429: "it has had too many requests, so try again later",
+            }.items()
+        ),
         ("status/500", "image could not be downloaded: 127.0.0.1 answered 500; check the address."),
         ("loop", "image could not be downloaded: 127.0.0.1 redirects without end."),
         ("cut", FAILED),
@@ -284,6 +295,61 @@ def test_long_texts_of_many_clients_at_a_time_are_answered(limited: Server) -> N
         inputs = {"task": "visual_question_answering", "question": "what color is the circle? " * 3000}
         answers = list(pool.map(lambda _: ask(limited, PAIR, **inputs)["status"], range(160)))
     assert answers == ["succeeded"] * 160
+
+
+@pytest.mark.parametrize("task", ["visual_question_answering", "image_text_matching"])
+def test_many_combining_characters_keep_nobody_waiting(limited: Server, task: str) -> None:
+    """Sorting them takes time that grows with the square of their number."""
+    text = "a" + "\u0301" * 49_999 + "\u0323" * 49_999
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, limited, PAIR, task=task, question=text, caption=text)
+        statuses = set()
+        while not answer.done():
+            statuses.add(limited.health()["status"])
+    assert answer.result()["status"] == "succeeded"
+    assert statuses <= {"READY", "BUSY"}
+
+
+@pytest.mark.parametrize("letters", ["\u0301" * 40_000 + "\u0323" * 40_000, "a" * 4096])
+def test_addresses_beyond_all_measure_are_refused(limited: Server, letters: str) -> None:
+    address = f"http://{letters}.invalid/a.jpg"
+    sentence = "is an address of more than 4096 characters;"
+    assert ask(limited, address) == {"status": 422, "error": f"image {sentence} send the file itself."}
+    refused = limited.predict(input={"image": PAIR}, webhook=address)
+    assert refused.status_code == 422
+    assert refused.json()["detail"][0]["msg"] == f"webhook {sentence} set a shorter one."
+
+
+def test_ids_beyond_all_measure_are_refused_and_not_logged(limited: Server) -> None:
+    before = len(limited.log())
+    body = {"input": {"image": PAIR}}
+    for answer in (
+        limited.predict(id="x" * 100_000, **body),
+        requests.put(f"{limited.url}/predictions/{'x' * 10_000}", json=body, timeout=DEADLINE),
+    ):
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["msg"] == "id has more than 1000 characters; send fewer."
+    assert len(limited.log()) == before
+
+
+def test_data_addresses_are_read_as_browsers_read_them(limited: Server) -> None:
+    spaced = PAIR.replace(";base64", "; base64")
+    url_safe = PAIR.partition(",")[0] + "," + PAIR.partition(",")[2].translate(str.maketrans("+/", "-_"))
+    assert url_safe != PAIR
+    for image in (spaced, url_safe):
+        assert ask(limited, image)["output"] == CAPTION
+
+
+def test_a_cookie_that_a_redirect_sets_is_sent_on(limited: Server, files: FileServer) -> None:
+    assert ask(limited, f"{files.url}/cookie/pair.jpg")["output"] == CAPTION
+
+
+def test_an_idle_connection_stays_open_longer_than_stock_keeps_it(limited: Server) -> None:
+    with contextlib.closing(limited.connect()) as connection:
+        assert connection.health() == "READY"
+        time.sleep(7)  # stock closes it after five
+        connection.request("GET", "/health-check")  # raises an error where the connection was closed
+        assert connection.getresponse().status == 200
 
 
 @pytest.mark.parametrize("name", ["question", "caption"])

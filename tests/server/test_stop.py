@@ -106,7 +106,10 @@ def test_a_server_that_is_starting_can_be_stopped() -> None:
 def test_a_grace_period_that_is_no_number_is_found_at_the_start(grace: str) -> None:
     with Server({"BLIP_GRACE_SECONDS": grace}) as server:
         assert server.process.wait(DEADLINE) != 0
-        assert f"BLIP_GRACE_SECONDS={grace} is not a number of seconds; set it to 1 or more." in server.log()
+        assert (
+            f"BLIP_GRACE_SECONDS={grace} is not a number of seconds; set it to a number from 1 to 86400.\n"
+            == server.log()
+        )
 
 
 def wait_for_the_end(server: Server) -> None:
