@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import requests
 from cog.server.webhook import requests_session_with_retries
 from requests.adapters import HTTPAdapter
 
@@ -59,10 +61,12 @@ def test_slow_receivers_hold_up_nobody_and_get_their_events_in_order(secret: Ser
             start(secret, receiver.url, id=f"slow {number}")
         assert_predictions_go_on(secret)
         receiver.release.set()
-        bodies = [event for _ in range(10) for event in receiver.until_completed()]
+        bodies: list[dict[str, Any]] = []
+        while len({body["id"] for body in bodies if body["status"] == "succeeded"}) < 10:
+            bodies += receiver.until_completed()
     for number in range(10):
         events = [body["status"] for body in bodies if body["id"] == f"slow {number}"]
-        assert events == ["processing", "succeeded"]
+        assert list(dict.fromkeys(events)) == ["processing", "succeeded"]  # the last may come more than once
 
 
 @pytest.mark.parametrize(
@@ -147,15 +151,18 @@ def test_when_too_much_waits_for_receivers_more_is_refused_none_is_lost() -> Non
     padding = "data:image/jpeg;base64," + "\n" * 4_000_000 + INPUT["image"].partition(",")[2]
     with Server() as server, contextlib.closing(Receiver(held=True)) as receiver:
         server.wait_for("READY")
-        accepted, refused = 0, False
-        while not refused:
-            answer = server.predict(input={"image": padding}, webhook=receiver.url, webhook_events_filter=["completed"])
-            refused = answer.status_code == 409
-            accepted += answer.status_code == 200
-        assert answer.json() == {"detail": "Too many webhooks wait for their receivers"}
-        assert accepted > 20
+        accepted: set[str] = set()
+        while (answer := fill(server, receiver, padding, f"number {len(accepted)}")).status_code == 200:
+            accepted.add(answer.json()["id"])
+        assert (answer.status_code, answer.json()) == (409, {"detail": "Too many webhooks wait for their receivers"})
+        assert len(accepted) > 20
         assert_predictions_go_on(server)
         receiver.release.set()
-        for _ in range(accepted):
-            assert receiver.until_completed()[-1]["status"] == "succeeded"
-        assert receiver.is_empty()
+        while accepted:  # one that was held for long comes more than once
+            (event,) = receiver.until_completed()
+            assert event["status"] == "succeeded"
+            accepted.discard(event["id"])
+
+
+def fill(server: Server, receiver: Receiver, image: str, name: str) -> requests.Response:
+    return server.predict(id=name, input={"image": image}, webhook=receiver.url, webhook_events_filter=["completed"])
