@@ -29,6 +29,8 @@ if multiprocessing.parent_process() is None:
 try:
     from blip.server.app import create_app
     from blip.server.process import Server
+except UnknownCogError:
+    raise
 except (ImportError, AttributeError) as error:
     raise UnknownCogError(str(error)) from error
 

@@ -29,7 +29,7 @@ from blip.server.bodies import TEXT_BYTES, BodyLimit
 from blip.server.egress import Egress
 from blip.server.fetch import Fetcher
 from blip.server.inputs import Checks, PredictionRequest, image_path
-from blip.server.process import Server, heed_interrupts
+from blip.server.process import heed_interrupts
 from blip.server.runner import Runner
 from blip.server.webhooks import Outbox
 from blip.server.worker import ChildWorker, Worker
@@ -39,6 +39,7 @@ Endpoint = Callable[..., Any]
 log = structlog.get_logger("blip.server")
 
 
+@extending.overrides
 class PredictorConfig(Config):
     """Cog's configuration, which reads a predictor's inputs from the predictor.
 
@@ -70,8 +71,6 @@ def create_app(
         runner = Runner(**parts)
         return runner
 
-    for kind in (PredictorConfig, Server, Runner, Worker, ChildWorker):
-        extending.check_overrides(kind)
     # Cog has no parameters for these; it looks them up by name.
     extending.rebind(stock, "PredictionRunner", make_runner)
     extending.rebind(stock_worker, "Worker", Worker)

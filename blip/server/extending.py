@@ -1,11 +1,13 @@
 """How Cog is extended: if something to replace or override is missing, the server does not start and says why."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 COG = "0.16.12"
+
+Kind = TypeVar("Kind")
 
 
 class UnknownCogError(ImportError):
@@ -15,8 +17,8 @@ class UnknownCogError(ImportError):
         super().__init__(f"blip.server extends cog {COG}, and {missing}; install the lock.")
 
 
-def check_overrides(kind: type) -> None:
-    """Check that each method of `kind` that is marked `@override` overrides one.
+def overrides(kind: type[Kind]) -> type[Kind]:
+    """Decorate a class that extends one of Cog's: each method marked `@override` must override one.
 
     Raises:
         UnknownCogError: there is none.
@@ -24,6 +26,7 @@ def check_overrides(kind: type) -> None:
     for name, member in vars(kind).items():
         if getattr(member, "__override__", False) and not any(hasattr(base, name) for base in kind.__bases__):
             raise UnknownCogError(f"{kind.__bases__[0].__qualname__} has no {name}")
+    return kind
 
 
 def rebind(owner: Any, name: str, value: Any) -> None:

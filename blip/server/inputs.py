@@ -13,15 +13,17 @@ from pydantic import field_validator
 from typing_extensions import override
 
 from blip.server.egress import Egress, EgressError
+from blip.server.extending import overrides
 from blip.server.fetch import MAX_ADDRESS, Fetcher, Source
 from blip.server.refusals import refusal
 from blip.server.webhooks import Outbox
 
 ID_LENGTH = 1_000  # characters; every line in the log about a prediction has its id
-TEXT_LENGTH = 100_000  # characters of a question, a caption or an id
+TEXT_LENGTH = 100_000  # characters of a question, a caption or a context
 RESOLVE_SECONDS = 2.0
 
 
+@overrides
 class ImageAddress(URLPath):
     """An image that is fetched when its prediction starts. Stock reads data addresses on the event loop, twice."""
 

@@ -16,6 +16,8 @@ from cog.server.http import Health
 from fastapi import FastAPI
 from typing_extensions import override
 
+from blip.server.extending import overrides
+
 WAKE = signal.SIGUSR2
 
 log = structlog.get_logger("blip.server")
@@ -26,6 +28,7 @@ def heed_interrupts(shutdown_event: threading.Event) -> None:
     signal.signal(signal.SIGINT, stock.signal_set_event(shutdown_event))
 
 
+@overrides
 class Server(stock.Server):
     """Cog's uvicorn server, which ends when its work is done or the grace period is over.
 

@@ -9,9 +9,11 @@ from cog.server.runner import PredictionRunner, PredictTask
 from cog.server.worker import WorkerState
 from typing_extensions import override
 
+from blip.server.extending import overrides
 from blip.server.worker import Worker
 
 
+@overrides
 class Runner(PredictionRunner):
     """Cog's runner, which refuses what it cannot run. Stock answers 500, and 500 to all later requests."""
 

@@ -57,9 +57,10 @@ class Outbox:
     def caller(self, url: str) -> Callable[[PredictionResponse], None]:
         """Make a function that sends one prediction's state to `url`, like `cog.server.webhook.webhook_caller`."""
         throttler = ResponseThrottler(stock._response_interval)
-        adapter = stock.requests_session_with_retries().get_adapter(url)
+        session = stock.requests_session_with_retries()
+        adapter = session.get_adapter(url)
         assert isinstance(adapter, HTTPAdapter)
-        delivery = Delivery(self, url, stock.requests_session().headers, adapter.max_retries)
+        delivery = Delivery(self, url, session.headers, adapter.max_retries)
 
         def call(response: PredictionResponse) -> None:
             if throttler.should_send_response(response):

@@ -12,9 +12,10 @@ from cog.server.eventtypes import Cancel, Done, Envelope, PredictionInput
 from cog.types import URLPath
 from typing_extensions import override
 
-from blip.server.extending import rebind
+from blip.server.extending import overrides, rebind
 
 
+@overrides
 class Worker(stock.Worker):
     """Cog's worker, with one thread that sends.
 
@@ -72,6 +73,7 @@ class Worker(stock.Worker):
                 self.on_death()
 
 
+@overrides
 class _Connection(AsyncConnection):
     """Lets a prediction take its first step before it is cancelled: a task that never ran cannot report its end."""
 
@@ -83,6 +85,7 @@ class _Connection(AsyncConnection):
         return envelope
 
 
+@overrides
 class ChildWorker(stock._ChildWorker):
     """Cog's process of the predictor, which leaves stopping to the server.
 

@@ -47,9 +47,11 @@ def another_release(cog: Path) -> None:
             remove("server/webhook.py", "def webhook_caller(", "def hook_caller("),
             "cog.server.webhook has no webhook_caller",
         ),
+        (remove("types.py", "def convert(", "def turn("), "URLPath has no convert"),
+        (remove("server/connection.py", "async def recv(self)", "async def get(self)"), "AsyncConnection has no recv"),
         (remove("config.py", "def _predictor_code(", "def _code("), "Config has no _predictor_code"),
     ],
-    ids=["release", "route", "method", "class", "function", "loader"],
+    ids=["release", "route", "method", "class", "function", "image", "connection", "loader"],
 )
 def test_another_cog_does_not_start_and_says_which_part_is_missing(
     tmp_path: Path, change: Callable[[Path], None], said: str
