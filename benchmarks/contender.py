@@ -135,26 +135,26 @@ def lavis(net: Any, task: Task) -> Run:
 
 
 def ours(net: Any, task: Task, device: torch.device, dtype: str) -> Run:
-    """Our engine as it is served: on a GPU with the decoder that is made when the model is loaded."""
+    """Our engine as it is served: on a GPU with its graphs."""
     from blip import engine
-    from blip.engine.graphs import GraphedDecoder
+    from blip.engine.graphs import CudaRecorder
     from blip.engine.model import Model
     from blip.engine.precision import prepare
 
     search = engine.Search(num_beams=3, min_length=task.length, max_length=task.length)
-    model = Model(prepare(net, device, dtype), 0, search)
-    decoder = None
-    if device.type == "cuda" and task.kind != "match":
-        decoder = GraphedDecoder(model.net.text_decoder, model.decoder_shape(max_batch=1), capture=True)
+    size = net.visual_encoder.patch_embed.img_size[0]
+    model = Model(prepare(net, device, dtype), device, size, search if task.kind != "match" else None)
+    if device.type == "cuda":
+        model = model.with_graphs(1, CudaRecorder())
 
     def run(pixels: Tensor) -> Any:
         result: Any
         if task.kind == "caption":
-            (result,) = engine.caption(model.net, pixels, search, decoder)
+            (result,) = engine.caption(model.net, pixels, search, model.texts)
         elif task.kind == "answer":
-            (result,) = engine.answer(model.net, pixels, [QUESTION], search, decoder)
+            (result,) = engine.answer(model.net, pixels, [QUESTION], search, model.texts)
         else:
-            (result,) = engine.match(model.net, pixels, [TEXT])
+            (result,) = engine.match(model.net, pixels, [TEXT], model.matches)
         if isinstance(result, Exception):
             raise result
         return result

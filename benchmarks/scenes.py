@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from blip import engine
 from blip.config import DEMO
+from blip.engine import Search
 from blip.engine.model import Model
 from blip.images import preprocessor
 from blip.lavis import build, fill
-from blip.weights.bundle import open_bundle
+from blip.weights.bundle import TASKS, Bundle, open_bundle
 from blip.weights.load import load_models, load_tokenizer
 from demo import scenes as drawing
 from demo import sentences
@@ -45,15 +46,15 @@ def draw(count: int, seed: int, image_size: int) -> Scenes:
     )
 
 
-def load_exact(device: torch.device) -> dict[str, Model]:
-    """The demo models by task with LAVIS's own layers in float32, as `load_models` would not leave them."""
-    bundle = open_bundle(DEMO)
-    models = load_models(bundle, device, "float32")
+def load_exact(bundle: Bundle, device: torch.device) -> dict[str, Model]:
+    """The models by task with LAVIS's own layers in float32, as `load_models` would not leave them."""
     exact = {}
-    for task, model in models.items():
-        net = build(task, bundle.config(task), load_tokenizer(bundle))
-        fill(net, bundle.tensors(task), device, torch.float32, where=str(DEMO))
-        exact[task] = replace(model, net=net.to(device).eval())
+    for task in TASKS:
+        config = bundle.config(task)
+        net = build(task, config, load_tokenizer(bundle))
+        fill(net, bundle.tensors(task), device, torch.float32, where=str(bundle.path))
+        search = None if task == "match" else Search(config["num_beams"], config["min_length"], config["max_length"])
+        exact[task] = Model(net.to(device).eval(), device, config["image_size"], search)
     return exact
 
 
@@ -86,25 +87,31 @@ def lavis_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[A
 
 
 def engine_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[Any]:
-    """What the engine gives for all scenes as one batch, as it is served: with the model's decoder where it has one."""
+    """What the engine gives for all scenes as one batch, as it is served: with the model's graphs where it has any."""
     model = models[task]
-    pixels = scenes.pixels.to(model.net.device)
+    texts = scenes.texts if task == "match" else scenes.questions
+    return run(task, model, scenes.pixels.to(model.device), texts, model.graphs)
+
+
+def run(task: str, model: Model, pixels: Tensor, texts: Sequence[str], graphs: Any) -> list[Any]:
+    """The engine's results for a batch on the model's device."""
     if task == "match":
-        return list(engine.match(model.net, pixels, scenes.texts))
+        return list(engine.match(model.net, pixels, texts, graphs))
     assert model.search is not None
     if task == "caption":
-        return list(engine.caption(model.net, pixels, model.search, model.decoder))
-    return list(engine.answer(model.net, pixels, scenes.questions, model.search, model.decoder))
+        return list(engine.caption(model.net, pixels, model.search, graphs))
+    return list(engine.answer(model.net, pixels, texts, model.search, graphs))
 
 
 def disagreement(count: int, device: torch.device, dtypes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """How far the engine in each of `dtypes` is from LAVIS on `count` scenes.
+    """How far the engine in each of `dtypes` on `device` is from LAVIS in float32 on the CPU, on `count` scenes.
 
     Returns:
         By dtype: by task the share of other strings or, for a match, of other decisions (probability over a half), and
         the "largest_difference" between two probabilities.
     """
-    exact, bundle = load_exact(device), open_bundle(DEMO)
+    bundle = open_bundle(DEMO)
+    exact = load_exact(bundle, torch.device("cpu"))
     loaded = {dtype: load_models(bundle, device, dtype, max_batch=BATCH, cuda_graphs=True) for dtype in dtypes}
     different = {dtype: dict.fromkeys(exact, 0) for dtype in dtypes}
     largest = dict.fromkeys(dtypes, 0.0)

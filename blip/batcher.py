@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+TRIES = 20  # full batches of a smaller size, after the memory was too small for a larger one
+
 
 class BatcherError(RuntimeError):
     """The batcher has stopped and takes no more requests."""
@@ -36,9 +38,9 @@ class Batcher:
     """One worker thread that runs samples of the same task together.
 
     `run(task, samples)` returns one value or exception per sample. When it raises, `check()` tests the device.
-    If the device works, each half of the batch is tried again (this helps when memory ran out), so that only a
-    sample that fails on its own fails. If `check()` raises too, the thread dies. When the thread dies, for
-    whatever reason, all waiting requests get the error, and then `on_death()` is called.
+    If the device works, each half of the batch is tried again, so that only a sample that fails on its own fails;
+    where none does, memory was too small, and batches are smaller for a while. If `check()` raises too, the thread
+    dies. When it dies, for whatever reason, all waiting requests get the error, and then `on_death()` is called.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Batcher:
         self._on_death = on_death
         self._max_batch = max_batch
         self._queues: dict[str, deque[_Request]] = {}
+        self._sizes: dict[str, _Size] = {}
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
@@ -64,13 +67,18 @@ class Batcher:
         Raises:
             BatcherError: the worker has died.
         """
-        request = _Request(sample, Future(), time.perf_counter())
+        return self.submit_together(task, [sample])[0]
+
+    def submit_together(self, task: str, samples: Sequence[Any]) -> "list[Future[Result]]":
+        """`submit` several samples, which an idle device runs as one batch."""
+        now = time.perf_counter()
+        requests = [_Request(sample, Future(), now) for sample in samples]
         with self._changed:
             if self._failure:
                 raise BatcherError(f"the batching thread has died: {self._failure}") from self._failure
-            self._queues.setdefault(task, deque()).append(request)
+            self._queues.setdefault(task, deque()).extend(requests)
             self._changed.notify()
-        return request.future
+        return [request.future for request in requests]
 
     def is_alive(self) -> bool:
         """Whether the worker can still run requests."""
@@ -103,28 +111,29 @@ class Batcher:
                     self._changed.wait()
                     continue
                 task = min(waiting, key=lambda name: waiting[name][0].submitted)
+                size = self._sizes.setdefault(task, _Size(self._max_batch)).take(len(waiting[task]))
                 taken: list[_Request] = []
-                while waiting[task] and len(taken) < self._max_batch:
+                while waiting[task] and len(taken) < size:
                     request = waiting[task].popleft()
                     if request.future.set_running_or_notify_cancel():
                         taken.append(request)
                 if taken:
                     return task, taken
 
-    def _run_batch(self, task: str, requests: Sequence[_Request]) -> None:
+    def _run_batch(self, task: str, requests: Sequence[_Request]) -> bool:
+        """Run a batch, or its parts if it fails; return whether every request came through."""
         started = time.perf_counter()
+        failure = None
         try:
             values = self._run(task, [request.sample for request in requests])
             assert len(values) == len(requests)
         except Exception as error:
+            failure = error
+        if failure is not None:
+            # Outside of `except`, and with its frames emptied: they hold what the batch had on the device.
+            _let_go(failure)
             self._check()
-            if len(requests) == 1:
-                requests[0].future.set_exception(error)
-                return
-            half = len(requests) // 2
-            self._run_batch(task, requests[:half])
-            self._run_batch(task, requests[half:])
-            return
+            return self._run_parts(task, requests, failure)
         device_time = time.perf_counter() - started
         for request, value in zip(requests, values, strict=True):
             if isinstance(value, Exception):
@@ -132,3 +141,43 @@ class Batcher:
             else:
                 queue_time = started - request.submitted
                 request.future.set_result(Result(value, queue_time, device_time, len(requests)))
+        return True
+
+    def _run_parts(self, task: str, requests: Sequence[_Request], failure: Exception) -> bool:
+        if len(requests) == 1:
+            requests[0].future.set_exception(failure)
+            return False
+        half = len(requests) // 2
+        parts = [self._run_batch(task, requests[:half]), self._run_batch(task, requests[half:])]
+        if all(parts):  # no sample was to blame: there was too little room for all of them
+            self._sizes[task].shrink(half)
+        return all(parts)
+
+
+class _Size:
+    """How many requests of a task run together: all that are allowed, until so many did not fit."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._now = most
+        self._full_batches = 0
+
+    def take(self, waiting: int) -> int:
+        """The size of the next batch. After `TRIES` full ones that fitted, one of twice the size is tried."""
+        size = min(waiting, self._now)
+        if self._now < self._most and size == self._now:
+            self._full_batches += 1
+            if self._full_batches > TRIES:
+                self._full_batches = 0
+                self._now = min(2 * self._now, self._most)
+        return size
+
+    def shrink(self, fitted: int) -> None:
+        """Take no more than `fitted` from now on."""
+        self._now = min(self._now, fitted)
+        self._full_batches = 0
+
+
+def _let_go(error: BaseException | None) -> None:
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -50,9 +50,12 @@ class Service:
         return self._batcher.is_alive()
 
     def try_out(self) -> None:
-        """Make one real prediction of each task."""
+        """Make real predictions of each task: one, or a batch of every size that a GPU has graphs for."""
         for name, task in self.tasks.items():
-            self._batcher.submit(name, task.example()).result()
+            graphs = task.model.graphs
+            for size in (graphs.sizes if graphs else []) or [1]:
+                for future in self._batcher.submit_together(name, [task.example()] * size):
+                    future.result()
 
     async def run(self, request: Request, emit: Callable[[str], None] | None = None) -> Result:
         """Run a request and return its output; `emit` gets the pieces as they form, in the batching thread.

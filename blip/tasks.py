@@ -27,11 +27,13 @@ class Sample:
     Attributes:
         pixels: (3, S, S) float32, normalised; in pinned memory where the device is a GPU.
         text: the question or the caption as LAVIS's processor leaves it; "" where the task has none.
+        ids: its tokens.
         emit: gets the output string piece by piece as it becomes certain; None if not wanted.
     """
 
     pixels: Tensor
     text: str
+    ids: list[int]
     emit: Callable[[str], None] | None = None
     _emitted: int = field(default=0, init=False)  # characters
 
@@ -77,7 +79,7 @@ class Task(ABC):
     @torch.inference_mode()
     def run(self, samples: Sequence[Sample]) -> Outputs:
         """The output string or the error of every sample; no result depends on the other samples."""
-        device = self.model.net.device
+        device = self.model.device
         pixels = torch.stack([sample.pixels.to(device, non_blocking=True) for sample in samples])  # (B, 3, S, S)
         outputs = self._outputs(pixels, samples)
         for sample, output in zip(samples, outputs, strict=True):
@@ -87,9 +89,11 @@ class Task(ABC):
 
     def _sample(self, image: Image.Image, text: str, emit: Callable[[str], None] | None) -> Sample:
         pixels = self._preprocess(image)
-        if self.model.net.device.type == "cuda":
+        if self.model.device.type == "cuda":
             pixels = pixels.pin_memory()
-        return Sample(pixels, self._process_text(cut(text)), emit)
+        text = self._process_text(cut(text))
+        ids = engine.tokenize(self.model.net, text) if self.text_input else []
+        return Sample(pixels, text, ids, emit)
 
     def _text_processor(self) -> Callable[[str], str]:
         return str
@@ -140,7 +144,7 @@ class Captioning(_Generating):
     _stream = staticmethod(engine.stream_caption)
 
     def _arguments(self, pixels: Tensor, samples: Sequence[Sample]) -> tuple[Any, ...]:  # noqa: ARG002
-        return self.model.net, pixels, self.model.search, self.model.decoder
+        return self.model.net, pixels, self.model.search, self.model.texts
 
 
 class Answering(_Generating):
@@ -158,8 +162,8 @@ class Answering(_Generating):
         return processor
 
     def _arguments(self, pixels: Tensor, samples: Sequence[Sample]) -> tuple[Any, ...]:
-        questions = [sample.text for sample in samples]
-        return self.model.net, pixels, questions, self.model.search, self.model.decoder
+        questions = [sample.ids for sample in samples]
+        return self.model.net, pixels, questions, self.model.search, self.model.texts
 
 
 class Matching(Task):
@@ -174,7 +178,7 @@ class Matching(Task):
         return processor
 
     def _outputs(self, pixels: Tensor, samples: Sequence[Sample]) -> Outputs:
-        matches = engine.match(self.model.net, pixels, [sample.text for sample in samples])
+        matches = engine.match(self.model.net, pixels, [sample.ids for sample in samples], self.model.matches)
         return [match if isinstance(match, Exception) else self._say(match) for match in matches]
 
     @staticmethod

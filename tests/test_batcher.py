@@ -1,12 +1,13 @@
 """The batcher with real threads; the device is a function that waits for leave to go on."""
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from blip.batcher import Batcher, BatcherError
+from blip.batcher import TRIES, Batcher, BatcherError
 
 LIMIT = 30.0  # seconds
 
@@ -132,6 +133,68 @@ def test_a_single_sample_that_does_not_fit_fails_and_the_next_one_runs() -> None
         batcher.submit("double", 1).result(LIMIT)
     device.capacity = 1
     assert batcher.submit("double", 1).result(LIMIT).value == 2
+
+
+def test_a_batch_that_does_not_fit_is_let_go_before_its_parts_are_tried() -> None:
+    class Buffer:
+        """What a batch has on the device."""
+
+    held: list[weakref.ref[Buffer]] = []
+    alive: list[int] = []
+
+    def run(_: str, samples: Sequence[Any]) -> list[Any]:
+        alive.append(sum(buffer() is not None for buffer in held))
+        buffer = Buffer()
+        held.append(weakref.ref(buffer))
+        if len(samples) > 1:
+            try:
+                raise MemoryError("no room")
+            except MemoryError as error:
+                raise RuntimeError("out of memory") from error
+        return list(samples)
+
+    batcher = Batcher(run, max_batch=8)
+    futures = batcher.submit_together("same", range(8))
+    assert [future.result(LIMIT).value for future in futures] == list(range(8))
+    assert alive == [0] * 15
+
+
+def test_after_a_batch_that_did_not_fit_batches_are_smaller_for_a_while() -> None:
+    sizes: list[int] = []
+    capacity = [2]
+
+    def run(_: str, samples: Sequence[Any]) -> list[Any]:
+        sizes.append(len(samples))
+        if len(samples) > capacity[0]:
+            raise MemoryError("out of memory")
+        return list(samples)
+
+    batcher = Batcher(run, max_batch=8)
+
+    def submit(count: int) -> None:
+        futures = batcher.submit_together("same", range(count))
+        assert [future.result(LIMIT).value for future in futures] == list(range(count))
+
+    submit(8)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    sizes.clear()
+    submit(8)
+    assert sizes == [2, 2, 2, 2]
+    capacity[0] = 8
+    submit(2 * TRIES + 8 * TRIES)
+    assert max(sizes) == 8
+
+
+def test_a_sample_that_fails_on_its_own_makes_no_batch_smaller() -> None:
+    device = Device()
+    device.let_go(1000)
+    batcher = Batcher(device.run, max_batch=4)
+    futures = batcher.submit_together("double", (1, "poison", 2, 3))
+    with pytest.raises(RuntimeError, match="poisoned batch"):
+        futures[1].result(LIMIT)
+    device.batches.clear()
+    futures = batcher.submit_together("double", range(4))
+    assert [future.result(LIMIT).batch_size for future in futures] == [4, 4, 4, 4]
 
 
 def test_when_the_thread_dies_all_who_wait_get_an_error() -> None:

@@ -99,9 +99,13 @@ class Sample:
         self.parents = [parent for _, _, parent in chosen]
         self.done = self._is_done(best_score, length)
         if not self.done and length + 1 == self.max_length:
-            for beam, score in zip(self.beams, self.scores, strict=True):
-                self._finish(beam, score)
-            self.done = True
+            self.end()
+
+    def end(self) -> None:
+        """Finish the live beams, which are as long as they may be."""
+        for beam, score in zip(self.beams, self.scores, strict=True):
+            self._finish(beam, score)
+        self.done = True
 
     def _is_done(self, best_score: float, length: int) -> bool:
         full = len(self.finished) == self.num_beams

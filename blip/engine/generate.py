@@ -6,24 +6,27 @@ LAVIS nor the server is imported.
 Shapes: B samples, S pixels, L text tokens, P prompt tokens, N image states, C channels.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from blip.engine import forward
 from blip.engine.beam import NonFiniteLogitsError, Sample, Search, beam_search
 from blip.engine.decoder import CachedDecoder, DecoderShape
-from blip.engine.encoders import Module, encode_image, encode_text
-from blip.engine.graphs import GraphedDecoder
+from blip.engine.encoders import Module, padded_length
+from blip.engine.graphs import MatchGraphs, TextGraphs
 
 #: The defaults of LAVIS's `generate` and `predict_answers`.
 CAPTION = Search(num_beams=3, min_length=10, max_length=30)
 ANSWER = Search(num_beams=3, min_length=1, max_length=10)
 #: A transformers tokenizer.
 Tokenizer = Any
+#: A question or a text, or its ids from `tokenize`.
+Text = str | list[int]
 #: What transformers' clean_up_tokenization replaces; in "do n ' t" it replaces two, one after the other.
 _CLEANED = (" .", " ?", " !", " ,", " ' z", " n ' t", " n't", " 'm", " 's", " 've", " 're")
 #: Endings, one for each way in which later text can change the present text.
@@ -38,7 +41,7 @@ class Match(NamedTuple):
 
 
 def caption(
-    model: Module, pixels: Tensor, search: Search = CAPTION, decoder: GraphedDecoder | None = None
+    model: Module, pixels: Tensor, search: Search = CAPTION, graphs: TextGraphs | None = None
 ) -> list[str | Exception]:
     """Caption images with a BlipCaption.
 
@@ -46,114 +49,132 @@ def caption(
         model: LAVIS's BlipCaption, or one that `precision.prepare` converted.
         pixels: (B, 3, S, S), normalised as LAVIS's image processor does.
         search: beams and lengths.
-        decoder: made for this model and search; by default one is made for the batch.
+        graphs: made for this model and search; used for batches that they have a bucket for.
 
     Returns:
         B captions, a NonFiniteLogitsError in the place of one that failed.
     """
-    return _results(model, _caption_search(model, pixels, search, decoder), len(model.prompt))
+    return _results(model, _caption_search(model, pixels, search, graphs, follow=False), len(model.prompt))
 
 
 def stream_caption(
-    model: Module, pixels: Tensor, search: Search = CAPTION, decoder: GraphedDecoder | None = None
+    model: Module, pixels: Tensor, search: Search = CAPTION, graphs: TextGraphs | None = None
 ) -> Iterator[list[str | Exception]]:
     """Stream `caption`: after every token, yield for each sample the text that is newly certain (often "").
 
     The pieces of a sample, joined, are its caption. A sample that fails gives its error once, then "".
     """
-    return _pieces(model, _caption_search(model, pixels, search, decoder), len(model.prompt))
+    return _pieces(model, _caption_search(model, pixels, search, graphs, follow=True), len(model.prompt))
 
 
 def answer(
     model: Module,
     pixels: Tensor,
-    questions: list[str],
+    questions: Sequence[Text],
     search: Search = ANSWER,
-    decoder: GraphedDecoder | None = None,
+    graphs: TextGraphs | None = None,
 ) -> list[str | Exception]:
     """Answer B questions about B images with a BlipVQA; arguments and results as for `caption`.
 
     Questions beyond the model's max_txt_len are cut off, as LAVIS does.
     """
-    return _results(model, _answer_search(model, pixels, questions, search, decoder))
+    return _results(model, _answer_search(model, pixels, questions, search, graphs, follow=False))
 
 
 def stream_answer(
     model: Module,
     pixels: Tensor,
-    questions: list[str],
+    questions: Sequence[Text],
     search: Search = ANSWER,
-    decoder: GraphedDecoder | None = None,
+    graphs: TextGraphs | None = None,
 ) -> Iterator[list[str | Exception]]:
     """Stream `answer`; pieces as for `stream_caption`."""
-    return _pieces(model, _answer_search(model, pixels, questions, search, decoder))
+    return _pieces(model, _answer_search(model, pixels, questions, search, graphs, follow=True))
 
 
 @torch.inference_mode()
-def match(model: Module, pixels: Tensor, texts: list[str]) -> list[Match | Exception]:
+def match(
+    model: Module, pixels: Tensor, texts: Sequence[Text], graphs: MatchGraphs | None = None
+) -> list[Match | Exception]:
     """Compare B images with B texts, pair by pair, with a BlipITM; each image is encoded once for both heads.
 
     Args:
         model: LAVIS's BlipITM, or one that `precision.prepare` converted.
         pixels: (B, 3, S, S), normalised as LAVIS's image processor does.
         texts: B texts, cut off beyond the model's max_txt_len as LAVIS does.
+        graphs: made for this model; used for batches that they have a bucket for.
 
     Returns:
         B matches, a NonFiniteLogitsError in the place of one that failed.
     """
-    image, ids, mask = _encode_image(model, pixels), *_tokenize(model, texts)
-    assert len(ids) == len(image), (ids.shape, image.shape)
-    text = encode_text(model.text_encoder, ids, mask, None)[:, 0]  # (B, C)
-    ids[:, 0] = model.tokenizer.enc_token_id
-    pair = encode_text(model.text_encoder, ids, mask, image)[:, 0]  # (B, C)
-    probabilities = _linear(model.itm_head, pair).softmax(-1)[:, 1]  # (B,)
-    similarities = F.cosine_similarity(_linear(model.vision_proj, image[:, 0]), _linear(model.text_proj, text))  # (B,)
-    finite = (probabilities.isfinite() & similarities.isfinite()).tolist()
-    scores = map(Match, probabilities.tolist(), similarities.tolist())
-    return [score if good else NonFiniteLogitsError() for score, good in zip(scores, finite, strict=True)]
+    ids, mask = _batch(model, texts, pixels)
+    bucket = graphs.bucket(len(pixels)) if graphs else None
+    if graphs and bucket:
+        scores = graphs.run(bucket, pixels, ids, mask)
+    else:
+        scores = forward.match_scores(model, pixels, ids, mask)
+    matches = [Match(*pair) for pair in scores.tolist()]
+    return [found if all(map(math.isfinite, found)) else NonFiniteLogitsError() for found in matches]
+
+
+def tokenize(model: Module, text: str) -> list[int]:
+    """The ids of a question or a text, cut off at the model's max_txt_len; needs no device."""
+    ids: list[int] = model.tokenizer(text, truncation=True, max_length=model.max_txt_len).input_ids
+    return ids
+
+
+def caption_prompt(model: Module) -> Tensor:
+    """The ids (P,) that every caption of a BlipCaption begins with, as `BlipCaption.generate` makes them."""
+    prompt: Tensor = model.tokenizer(model.prompt, return_tensors="pt").input_ids[0, :-1]  # without the end token
+    prompt[0] = model.tokenizer.bos_token_id
+    return prompt
+
+
+def answer_prompt(model: Module) -> Tensor:
+    """The id (1,) that every answer of a BlipVQA begins with."""
+    return torch.tensor([model.tokenizer.bos_token_id])
 
 
 @torch.inference_mode()
 def _caption_search(
-    model: Module, pixels: Tensor, search: Search, decoder: GraphedDecoder | None
+    model: Module, pixels: Tensor, search: Search, graphs: TextGraphs | None, *, follow: bool
 ) -> Iterator[list[Sample]]:
-    image = _encode_image(model, pixels)
-    prompt = model.tokenizer(model.prompt, return_tensors="pt").input_ids[:, :-1]  # (1, P): without the end token
-    prompt[:, 0] = model.tokenizer.bos_token_id
-    prompt = prompt.expand(len(image), -1).to(image.device)
-    yield from _search(model, prompt, image, None, search, decoder)
+    bucket = graphs.bucket(len(pixels)) if graphs else None
+    if graphs and bucket:
+        yield from graphs.run(bucket, follow, pixels)
+        return
+    prompt = caption_prompt(model).to(pixels.device).expand(len(pixels), -1)
+    states = model.visual_encoder.pos_embed.shape[1]
+    decoder = CachedDecoder(model.text_decoder, DecoderShape(len(pixels), states, False, prompt.shape[1], search))
+    yield from _search(model, prompt, forward.begin_caption(model, decoder, pixels, prompt), decoder)
 
 
 @torch.inference_mode()
 def _answer_search(
-    model: Module, pixels: Tensor, questions: list[str], search: Search, decoder: GraphedDecoder | None
-) -> Iterator[list[Sample]]:
-    image, ids, mask = _encode_image(model, pixels), *_tokenize(model, questions)
-    assert len(ids) == len(image), (ids.shape, image.shape)
-    ids[:, 0] = model.tokenizer.enc_token_id
-    states = encode_text(model.text_encoder, ids, mask, image)  # (B, L, C)
-    prompt = torch.full((len(ids), 1), model.tokenizer.bos_token_id, device=ids.device)
-    # LAVIS lets the decoder see a batch's padding. Mask it, to give the answer that a question gets alone.
-    yield from _search(model, prompt, states, mask, search, decoder)
-
-
-def _search(
     model: Module,
-    prompt: Tensor,
-    states: Tensor,
-    mask: Tensor | None,
+    pixels: Tensor,
+    questions: Sequence[Text],
     search: Search,
-    graphed: GraphedDecoder | None,
+    graphs: TextGraphs | None,
+    *,
+    follow: bool,
 ) -> Iterator[list[Sample]]:
-    batch, length, _ = states.shape
-    shape = DecoderShape(batch, length, mask is not None, prompt.shape[1], search)
-    decoder = graphed or CachedDecoder(model.text_decoder, shape)
-    decoder.load(states, mask)
+    ids, mask = _batch(model, questions, pixels)
+    bucket = graphs.bucket(len(pixels)) if graphs else None
+    if graphs and bucket:
+        yield from graphs.run(bucket, follow, pixels, ids, mask)
+        return
+    prompt = answer_prompt(model).to(pixels.device).expand(len(pixels), -1)
+    decoder = CachedDecoder(model.text_decoder, DecoderShape(len(ids), ids.shape[1], True, 1, search))
+    yield from _search(model, prompt, forward.begin_answer(model, decoder, pixels, ids, mask, prompt), decoder)
+
+
+def _search(model: Module, prompt: Tensor, logits: Tensor, decoder: CachedDecoder) -> Iterator[list[Sample]]:
     return beam_search(
         prompt,
-        decoder.prefill(prompt),
+        logits,
         decoder.step,
-        search,
+        decoder.shape.search,
         eos_token_id=model.tokenizer.sep_token_id,
         pad_token_id=model.tokenizer.pad_token_id,
     )
@@ -184,7 +205,10 @@ def _pieces(model: Module, search: Iterator[list[Sample]], skip: int = 0) -> Ite
 
 
 def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    """`tokenizer.decode(tokens, skip_special_tokens=True)`, which lists all special tokens anew for every token."""
+    special = set(tokenizer.all_special_ids)
+    words = tokenizer.convert_ids_to_tokens([token for token in tokens if token not in special])
+    text: str = tokenizer.clean_up_tokenization(tokenizer.convert_tokens_to_string(words))
     return text
 
 
@@ -202,24 +226,16 @@ def _final_words(tokenizer: Tokenizer, tokens: list[int]) -> str:
     )
 
 
-def _encode_image(model: Module, pixels: Tensor) -> Tensor:
-    return encode_image(model.visual_encoder, pixels)
-
-
-def _tokenize(model: Module, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both (B, L) on the model's device.
+def _batch(model: Module, texts: Sequence[Text], pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask, both (B, L), beside the pixels.
 
     L is a multiple of how many numbers a processor adds at a time, so a longer neighbour only adds zeros. A text's
     result is then the same, bit for bit, alone and in a batch.
     """
-    tokens = model.tokenizer(
-        texts, padding="longest", truncation=True, max_length=model.max_txt_len, return_tensors="pt"
-    ).to(model.device)
-    more = (0, -tokens.input_ids.shape[1] % 16)
-    return F.pad(tokens.input_ids, more), F.pad(tokens.attention_mask.bool(), more)
-
-
-def _linear(linear: Module, x: Tensor) -> Tensor:
-    """`linear` in its own precision, its result in float32."""
-    out: Tensor = linear(x.to(linear.weight.dtype)).float()
-    return out
+    assert len(texts) == len(pixels), (len(texts), pixels.shape)
+    rows = [tokenize(model, text) if isinstance(text, str) else text for text in texts]
+    length = padded_length(max(map(len, rows)))
+    pad = model.tokenizer.pad_token_id
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
+    return ids.to(pixels.device), mask.to(pixels.device)

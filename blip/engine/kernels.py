@@ -39,6 +39,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+def linear_float32(x: Tensor, layer: Any) -> Tensor:
+    """`layer`, a linear one, on x (..., in) -> (..., out); on a GPU the sums of half-precision products in float32."""
+    if not x.is_cuda or x.dtype == torch.float32:
+        out: Tensor = layer(x)
+        return out
+    rows: Tensor = torch.mm(x.flatten(0, -2), layer.weight.t(), out_dtype=torch.float32)
+    return rows.add_(layer.bias).view(*x.shape[:-1], -1)
+
+
 def pack_int8(weight: Tensor, scales: Tensor, bias: Tensor | None) -> Any:
     """A float32 weight (out, in) in 8 bits, with one scale per output (out,) and its bias, for `int8_linear`."""
     zeros = torch.zeros_like(scales, dtype=torch.long)

@@ -1,11 +1,14 @@
 """One task's model with the settings from its bundle."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from blip.engine.beam import Search
 from blip.engine.decoder import DecoderShape
-from blip.engine.encoders import Module
-from blip.engine.graphs import GraphedDecoder
+from blip.engine.encoders import Module, padded_length
+from blip.engine.generate import answer_prompt, caption_prompt
+from blip.engine.graphs import Graphs, Inputs, MatchGraphs, Recorder, TextGraphs
 
 
 @dataclass(frozen=True)
@@ -14,24 +17,34 @@ class Model:
 
     Attributes:
         net: BlipCaption, BlipVQA or BlipITM.
+        device: where it is.
         image_size: pixels a side.
         search: for the tasks that generate text.
-        decoder: on a GPU, for the tasks that generate text.
+        texts: on a GPU, for the tasks that generate text.
+        matches: on a GPU, for the task that does not.
     """
 
     net: Module
+    device: torch.device
     image_size: int
     search: Search | None = None
-    decoder: GraphedDecoder | None = None
+    texts: TextGraphs | None = None
+    matches: MatchGraphs | None = None
 
-    def decoder_shape(self, max_batch: int) -> DecoderShape:
-        """For batches of up to `max_batch`: captions attend to the image's states, answers to the question's."""
-        assert self.search is not None
+    @property
+    def graphs(self) -> Graphs | None:
+        """The graphs of its task."""
+        return self.texts or self.matches
+
+    @torch.inference_mode()
+    def with_graphs(self, max_batch: int, record: Recorder) -> "Model":
+        """The same model, with works for batches of up to `max_batch` recorded."""
         answers = hasattr(self.net, "text_encoder")
-        return DecoderShape(
-            batch=max_batch,
-            states=self.net.max_txt_len if answers else self.net.visual_encoder.pos_embed.shape[1],
-            masked=answers,
-            prompt=1 if answers else self.net.prompt_length,
-            search=self.search,
-        )
+        length = padded_length(self.net.max_txt_len) if answers else 1  # of the texts that come with the images
+        inputs = Inputs.zeros(max_batch, self.image_size, length, self.device)
+        if self.search is None:
+            return replace(self, matches=MatchGraphs(self.net, inputs, record))
+        prompt = (answer_prompt if answers else caption_prompt)(self.net).to(self.device)
+        states = length if answers else self.net.visual_encoder.pos_embed.shape[1]
+        shape = DecoderShape(max_batch, states, answers, len(prompt), self.search)
+        return replace(self, texts=TextGraphs(self.net, shape, prompt, inputs, record))

@@ -1,14 +1,14 @@
 """A weights bundle -> LAVIS's models on the device."""
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from blip.engine import precision
+from blip.engine import device_beam, precision
 from blip.engine.beam import Search
-from blip.engine.graphs import GraphedDecoder
+from blip.engine.graphs import CudaRecorder
 from blip.engine.model import Model
 from blip.lavis import build, fill, make_tokenizer
 from blip.weights.bundle import TASKS, VOCABULARY, Bundle
@@ -19,7 +19,7 @@ def load_models(
 ) -> dict[str, Model]:
     """Build the three models of `bundle` on `device` in the precision `dtype`, keyed by task.
 
-    On a GPU the decoders are made here for batches of up to `max_batch`, their steps captured if `cuda_graphs`.
+    On a GPU, works for batches of up to `max_batch` are captured and proven here, if `cuda_graphs`.
 
     Raises:
         BundleError: a parameter is not in the bundle, has another shape, or a tensor is not used.
@@ -38,16 +38,27 @@ def load_models(
         search = None
         if task != "match":
             search = Search(config["num_beams"], config["min_length"], config["max_length"])
-        return Model(precision.prepare(nets[task], device, dtype), config["image_size"], search)
+        return Model(precision.prepare(nets[task], device, dtype), device, config["image_size"], search)
 
     with ThreadPoolExecutor(2) as pool:  # reading and converting weights keeps one core busy each
         models = dict(zip(TASKS, pool.map(load, TASKS), strict=True))
-    if device.type == "cuda":
-        for task in ("caption", "answer"):
-            shape = models[task].decoder_shape(max_batch)
-            decoder = GraphedDecoder(models[task].net.text_decoder, shape, capture=cuda_graphs)
-            models[task] = replace(models[task], decoder=decoder)
+    if device.type == "cuda" and cuda_graphs:
+        models = _with_graphs(models, device, max_batch)
     return models
+
+
+def _with_graphs(models: dict[str, Model], device: torch.device, max_batch: int) -> dict[str, Model]:
+    if not device_beam.agrees(device):
+        print("Everything runs without CUDA graphs: the search on this device chooses other words.", flush=True)
+        return models
+    record = CudaRecorder()
+    gc.collect()
+    gc.freeze()  # every capture collects garbage, which takes long where there are this many objects
+    try:
+        return {task: model.with_graphs(max_batch, record) for task, model in models.items()}
+    finally:
+        gc.unfreeze()
+        torch.cuda.empty_cache()  # what was used to record and to prove
 
 
 def load_tokenizer(bundle: Bundle) -> Any:

@@ -9,10 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.harness import DEADLINE, ROOT
 
-NAMES = ("coldstart", "latency", "throughput", "soak", "overload")
+NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "gpu")
 Results = dict[str, Future[dict[str, Any]]]
 
 
@@ -81,3 +82,23 @@ def test_soak_passes_and_counts_every_outcome(results: Results) -> None:
     assert result["soak"] == "passed"
     assert result["outcomes"]["answered"] > 0
     assert result.keys() >= {"capacity_per_s", "p99_ms", "memory_growth_percent", "descriptors_after"}
+
+
+def test_gpu_tries_everything_with_small_models_on_the_cpu(results: Results) -> None:
+    figures = results["gpu"].result()["figures"]
+    for task in ("caption", "answer", "match"):
+        assert figures[f"demo, 8 scenes, float32, {task}: different"] == "0.0%"
+        assert figures[f"random, 16 pictures, float32, {task}: different"].startswith("0.0%")
+        assert figures[f"LAVIS, float32, {task} alone [ms]"] > 0
+    assert figures["memory for four: answers of sixteen that come, and are the same"] == 16
+    assert figures["64 clients over HTTP, mixed: largest batch, lost"] == [4, 0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_says_in_one_sentence_that_there_is_none() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    sentence = "scripts/bench gpu: torch sees no GPU on this machine; try it with --dry-run-on-cpu.\n"
+    assert ended.stderr == sentence

@@ -19,7 +19,7 @@ SIZES = range(1, 9)
 
 @pytest.fixture(scope="module")
 def exact() -> dict[str, Model]:
-    return load_exact(CPU)
+    return load_exact(open_bundle(DEMO), CPU)
 
 
 @pytest.fixture(scope="module")

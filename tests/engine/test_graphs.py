@@ -1,18 +1,21 @@
-"""The GPU's decoder: its buckets and buffers run eagerly on the CPU here, its graphs where there is a GPU."""
+"""A GPU's buckets, buffers and search: run eagerly on the CPU here, captured where there is a GPU."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.random_blip import random_blip, random_pixels, tokenizer
 from blip import engine
-from blip.engine import Search
 from blip.engine.generate import ANSWER, CAPTION
-from blip.engine.graphs import GraphedDecoder, bucket_sizes
+from blip.engine.graphs import CudaRecorder, Recorder, Work, bucket_sizes
 from blip.engine.model import Model
+from blip.engine.precision import prepare
 
 QUESTIONS = ["what is red ?", "is the big dog on the left of a small red cat ?", "how many ?", "who is it ?"]
+SEARCHES = {"caption": CAPTION, "answer": ANSWER, "match": None}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +23,24 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
-def decoder(net: Any, search: Search, *, capture: bool = False) -> GraphedDecoder:
-    shape = Model(net, image_size=30, search=search).decoder_shape(max_batch=4)
-    return GraphedDecoder(net.text_decoder, shape, capture=capture)
+def eagerly(work: Work) -> Work:
+    """A recorder that records nothing."""
+    return work
+
+
+def model(task: str, seed: int, words: Any, record: Recorder = eagerly, device: torch.device = CPU) -> Model:
+    net = random_blip(task, seed, words, end=4.0)
+    if device.type == "cuda":
+        prepare(net, device, "float32")
+    return Model(net, device, image_size=30, search=SEARCHES[task]).with_graphs(4, record)
+
+
+def run(model: Model, pixels: Tensor, texts: list[str], graphs: Any) -> Any:
+    if model.search is None:
+        return engine.match(model.net, pixels, texts, graphs)
+    if hasattr(model.net, "text_encoder"):
+        return engine.answer(model.net, pixels, texts, model.search, graphs)
+    return engine.caption(model.net, pixels, model.search, graphs)
 
 
 @pytest.mark.parametrize(("largest", "sizes"), [(1, [1]), (2, [1, 2]), (12, [1, 2, 4, 8, 12]), (16, [1, 2, 4, 8, 16])])
@@ -30,42 +48,99 @@ def test_buckets_are_the_powers_of_two_up_to_the_largest_batch(largest: int, siz
     assert bucket_sizes(largest) == sizes
 
 
-def test_one_decoder_gives_the_captions_that_fresh_ones_give(words: Any) -> None:
-    model = random_blip("caption", 3, words, end=4.0)
-    shared = decoder(model, CAPTION)
+@pytest.mark.parametrize("task", ["caption", "answer"])
+def test_buckets_give_the_texts_that_are_given_without(words: Any, task: str) -> None:
+    made = model(task, 3, words)
     for batch in (3, 1, 4, 2, 3):
-        pixels = random_pixels(batch, 10 + batch)
-        assert engine.caption(model, pixels, decoder=shared) == engine.caption(model, pixels)
+        pixels, questions = random_pixels(batch, 10 + batch), QUESTIONS[:batch]
+        assert run(made, pixels, questions, made.graphs) == run(made, pixels, questions, None)
 
 
-def test_one_decoder_gives_the_answers_that_fresh_ones_give(words: Any) -> None:
-    model = random_blip("answer", 4, words, end=4.0)
-    shared = decoder(model, ANSWER)
-    for batch in (4, 1, 3, 2):
-        pixels, questions = random_pixels(batch, 20 + batch), QUESTIONS[:batch]
-        assert engine.answer(model, pixels, questions, decoder=shared) == engine.answer(model, pixels, questions)
+def test_buckets_give_the_matches_that_are_given_without(words: Any) -> None:
+    made = model("match", 3, words)
+    for batch in (3, 1, 4, 2):
+        pixels, texts = random_pixels(batch, 10 + batch), QUESTIONS[:batch]
+        ours, plain = run(made, pixels, texts, made.graphs), run(made, pixels, texts, None)
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(plain), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("task", ["caption", "answer"])
+def test_a_bucket_streams_what_is_streamed_without(words: Any, task: str) -> None:
+    made = model(task, 5, words)
+    pixels = random_pixels(3, 7)
+    streams = []
+    for graphs in (made.texts, None):
+        if task == "caption":
+            steps = engine.stream_caption(made.net, pixels, CAPTION, graphs)
+        else:
+            steps = engine.stream_answer(made.net, pixels, QUESTIONS[:3], ANSWER, graphs)
+        streams.append(list(steps))
+    assert streams[0] == streams[1]
+    assert len(streams[0]) > 2
+
+
+def test_a_batch_larger_than_all_buckets_runs_without_them(words: Any) -> None:
+    made = model("caption", 3, words)
+    pixels = random_pixels(6, 1)
+    assert run(made, pixels, [], made.graphs) == run(made, pixels, [], None)
 
 
 def test_a_sample_that_was_not_finite_leaves_nothing_behind_in_the_buffers(words: Any) -> None:
-    model = random_blip("caption", 3, words, end=4.0)
-    shared = decoder(model, CAPTION)
+    made = model("caption", 3, words)
     pixels = random_pixels(2, 5)
     spoilt = pixels.clone()
     spoilt[1] = float("nan")
-    good, bad = engine.caption(model, spoilt, decoder=shared)
-    assert good == engine.caption(model, pixels)[0]
-    assert isinstance(bad, Exception)
-    assert engine.caption(model, pixels, decoder=shared) == engine.caption(model, pixels)
+    wanted = run(made, pixels, [], None)
+    good, bad = run(made, spoilt, [], made.graphs)
+    assert good == wanted[0]
+    assert isinstance(bad, engine.NonFiniteLogitsError)
+    assert run(made, pixels, [], made.graphs) == wanted
+
+
+@pytest.mark.parametrize("task", ["caption", "answer", "match"])
+def test_a_recording_that_differs_is_not_used_and_one_line_says_so(
+    words: Any, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = 0
+
+    def wrongly(work: Work) -> Work:
+        nonlocal recorded
+        recorded += 1
+        return (lambda: work() + 1) if recorded == 2 else work
+
+    made = model(task, 3, words, wrongly)
+    wrong = 2 if task == "match" else 4  # the second bucket's only work, or the first one's second
+    assert made.graphs is not None
+    assert made.graphs.sizes == [size for size in (1, 2, 4) if size != wrong]
+    assert capsys.readouterr().out == f"Batches of {wrong} run without a CUDA graph: its results differ\n"
+    pixels, texts = random_pixels(4, 1), QUESTIONS
+    assert len(run(made, pixels, texts, made.graphs)) == 4
+
+
+def test_where_nothing_can_be_recorded_everything_runs_without(words: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: Work) -> Work:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore about it.")
+
+    made = model("caption", 3, words, fail)
+    assert made.graphs is not None
+    assert made.graphs.sizes == []
+    assert capsys.readouterr().out.splitlines() == [
+        f"Batches of {size} run without a CUDA graph: CUDA out of memory." for size in (4, 2, 1)
+    ]
+    pixels = random_pixels(2, 1)
+    assert run(made, pixels, [], made.graphs) == run(made, pixels, [], None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("task", ["caption", "answer"])
-def test_captured_steps_give_what_eager_steps_give(words: Any, task: str) -> None:
-    model = random_blip(task, 6, words, end=4.0).to("cuda")
-    run: Any = engine.caption if task == "caption" else engine.answer
-    search = CAPTION if task == "caption" else ANSWER
-    captured, eager = (decoder(model, search, capture=capture) for capture in (True, False))
+@pytest.mark.parametrize("task", ["caption", "answer", "match"])
+def test_captured_works_give_what_is_given_without(words: Any, task: str) -> None:
+    made = model(task, 6, words, CudaRecorder(), torch.device("cuda"))
+    assert made.graphs is not None
+    assert made.graphs.sizes == [1, 2, 4]
     for batch in (3, 1, 4, 2):
-        pixels = random_pixels(batch, batch).to("cuda")
-        inputs: tuple[Any, ...] = (pixels,) if task == "caption" else (pixels, QUESTIONS[:batch])
-        assert run(model, *inputs, search, captured) == run(model, *inputs, search, eager)
+        pixels, texts = random_pixels(batch, batch).to("cuda"), QUESTIONS[:batch]
+        ours, plain = run(made, pixels, texts, made.graphs), run(made, pixels, texts, None)
+        if task == "match":
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(plain), atol=1e-5, rtol=0)
+        else:
+            assert ours == plain

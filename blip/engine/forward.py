@@ -1,0 +1,51 @@
+"""One pass of each task from pixels and token ids to scores, in fixed shapes: what a CUDA graph captures.
+
+Nothing here reads a value back from the device.
+Shapes: B samples, S pixels, L text tokens, P prompt tokens, V words.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, stack
+
+from blip.engine.decoder import CachedDecoder
+from blip.engine.encoders import Module, encode_image, encode_text
+
+
+def begin_caption(net: Module, decoder: CachedDecoder, pixels: Tensor, prompt: Tensor) -> Tensor:
+    """The logits (B, V) of a caption's first new token: pixels (B, 3, S, S), prompt (B, P) of a BlipCaption."""
+    decoder.load(encode_image(net.visual_encoder, pixels), None)
+    return decoder.prefill(prompt)
+
+
+def begin_answer(
+    net: Module, decoder: CachedDecoder, pixels: Tensor, ids: Tensor, mask: Tensor, prompt: Tensor
+) -> Tensor:
+    """The logits (B, V) of an answer's first token: ids and mask (B, L) of the question, of a BlipVQA."""
+    image = encode_image(net.visual_encoder, pixels)
+    question = encode_text(net.text_encoder, _marked(net, ids), mask, image)  # (B, L, C)
+    # LAVIS lets the decoder see a batch's padding. Mask it, to give the answer that a question gets alone.
+    decoder.load(question, mask)
+    return decoder.prefill(prompt)
+
+
+def match_scores(net: Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, 2) in float32: the probability of a match and the cosine of the features, of a BlipITM."""
+    image = encode_image(net.visual_encoder, pixels)
+    text = encode_text(net.text_encoder, ids, mask, None)[:, 0]  # (B, C)
+    pair = encode_text(net.text_encoder, _marked(net, ids), mask, image)[:, 0]  # (B, C)
+    probabilities = _linear(net.itm_head, pair).softmax(-1)[:, 1]  # (B,)
+    similarities = F.cosine_similarity(_linear(net.vision_proj, image[:, 0]), _linear(net.text_proj, text))  # (B,)
+    return stack((probabilities, similarities), dim=1)
+
+
+def _marked(net: Module, ids: Tensor) -> Tensor:
+    """The ids with the token first that tells the text encoder to look at the image."""
+    ids = ids.clone()
+    ids[:, 0] = net.tokenizer.enc_token_id
+    return ids
+
+
+def _linear(linear: Module, x: Tensor) -> Tensor:
+    """`linear` in its own precision, its result in float32."""
+    out: Tensor = linear(x.to(linear.weight.dtype)).float()
+    return out
