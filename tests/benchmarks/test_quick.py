@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.harness import DEADLINE, ROOT
 
-NAMES = ("coldstart", "latency", "throughput", "soak", "overload")
+NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "pictures")
 Results = dict[str, Future[dict[str, Any]]]
 
 
@@ -74,6 +74,12 @@ def test_overload_counts_answers_and_refusals_and_looks_at_health(results: Resul
     assert result["lost"] == result["wrong"] == 0
     assert sum(result["health_statuses"].values()) == result["health_checks"] > 0
     assert result.keys() >= {"refused_409", "health_ms", "ready_after_s", "server_memory", "predictor_memory"}
+
+
+def test_pictures_compares_processes_with_threads(results: Results) -> None:
+    result = results["pictures"].result()
+    assert [row["picture"] for row in result["rows"]] == ["640 x 480", "4000 x 3000"]
+    assert all(row["processes_ms"] > 0 and row["processes_per_s"] > 0 for row in result["rows"])
 
 
 def test_soak_passes_and_counts_every_outcome(results: Results) -> None:

@@ -135,13 +135,13 @@ def sample(pictures: list[bytes], index: int) -> bytes:
 
 async def attempt(pool: Pool, path: Path, index: int) -> bool:
     """Whether the file is a picture."""
+    sentence, pixels = "", bytearray()
     try:
         pixels = await pool.pixels(path, SIDE)
     except ImageError as error:
-        assert SENTENCE.fullmatch(str(error)), f"seed {SEED}, index {index}: {error}"
-        return False
-    assert len(pixels) == 3 * SIDE**2
-    return True
+        sentence = str(error)
+    assert SENTENCE.fullmatch(sentence) or len(pixels) == 3 * SIDE**2, f"seed {SEED}, index {index}: {sentence}"
+    return not sentence
 
 
 def test_twenty_thousand_damaged_files_are_pictures_or_sentences(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_twenty_thousand_damaged_files_are_pictures_or_sentences(tmp_path: Path)
         try:
             pool.wait()
             processes = decoders_of(os.getpid())
-            held = []
+            held: list[int] = []
             for until in (SAMPLES // 4, SAMPLES):
                 indices = itertools.count(0 if not held else SAMPLES // 4)
                 await asyncio.gather(*[work(pool, tmp_path / str(pid), until) for pid in processes])
