@@ -235,8 +235,9 @@ def speed(bench: Bench, bundle: Bundle, dtype: str) -> None:
 
 def prepared(task: Task, count: int) -> list[Sample]:
     """Samples of pictures of noise."""
-    pictures = [Image.effect_noise((640, 480), sigma).convert("RGB") for sigma in range(8)]
-    return [task._sample(pictures[i % len(pictures)], TEXT, None) for i in range(count)]
+    size = task.model.image_size
+    pictures = [bytearray(Image.effect_noise((size, size), sigma).convert("RGB").tobytes()) for sigma in range(8)]
+    return [task.prepare(pictures[i % len(pictures)], TEXT) for i in range(count)]
 
 
 def mixed(bench: Bench, tasks: dict[str, Task]) -> None:

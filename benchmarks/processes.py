@@ -19,6 +19,11 @@ def worker_of(server: int) -> int:
     return worker
 
 
+def decoders_of(server: int) -> list[int]:
+    """The processes that decode pictures."""
+    return [pid for pid in descendants(server) if b"blip.pictures" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def memory(pid: int) -> int:
     """Bytes that only this process has and that it wrote (Private_Dirty of smaps_rollup); leaks show here.
 

@@ -12,8 +12,7 @@ from blip import engine
 from blip.config import DEMO
 from blip.engine import Search
 from blip.engine.model import Model
-from blip.images import preprocessor
-from blip.lavis import build, fill
+from blip.lavis import build, fill, import_lavis
 from blip.weights.bundle import TASKS, Bundle, open_bundle
 from blip.weights.load import load_models, load_tokenizer
 from demo import scenes as drawing
@@ -38,7 +37,7 @@ def draw(count: int, seed: int, image_size: int) -> Scenes:
     """`count` scenes with questions and statements of mixed kinds and lengths."""
     rng = random.Random(seed)
     scenes = [drawing.random_scene(rng) for _ in range(count)]
-    preprocess = preprocessor(image_size)
+    preprocess = import_lavis().blip_processors.BlipImageEvalProcessor(image_size=image_size)
     return Scenes(
         pixels=torch.stack([preprocess(drawing.draw(scene)) for scene in scenes]),
         questions=[rng.choice(sentences.questions(scene, rng))[0] for scene in scenes],

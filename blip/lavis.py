@@ -6,7 +6,7 @@ LAVIS owns the models. Parameters are made on the meta device, so no time goes i
 import importlib.util
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,13 @@ def make_tokenizer(vocabulary: Path) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     tokenizer.enc_token_id = tokenizer.additional_special_tokens_ids[0]
     return tokenizer
+
+
+def pixel_processor() -> Callable[[Any], Tensor]:
+    """LAVIS's evaluation processor after its resize: (S, S, 3) uint8 array -> (3, S, S) float32, normalised."""
+    whole = import_lavis().blip_processors.BlipImageEvalProcessor().transform
+    processor: Callable[[Any], Tensor] = type(whole)(whole.transforms[1:])
+    return processor
 
 
 def build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:

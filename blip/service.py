@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blip.batcher import Batcher, Result
 from blip.config import Settings
 from blip.errors import InputError
+from blip.pictures.pool import Pool
 from blip.weights.bundle import open_bundle
 
 if TYPE_CHECKING:  # these import torch, which happens while the bundle is verified
@@ -31,14 +32,18 @@ class Request:
 
 
 class Service:
-    """The loaded tasks, and the batching thread that runs them."""
+    """The loaded tasks, the processes that decode pictures for them, and the batching thread that runs them."""
 
     def __init__(
-        self, tasks: "Mapping[str, Task]", max_batch: int, check_device: Callable[[], None] = lambda: None
+        self,
+        tasks: "Mapping[str, Task]",
+        pictures: Pool,
+        max_batch: int,
+        check_device: Callable[[], None] = lambda: None,
     ) -> None:
         self.tasks = tasks
-        # A few at a time: a large picture takes half a gigabyte while it is decoded.
-        self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "decoder")
+        self.pictures = pictures
+        self._preparing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "preparing")
         self._batcher = Batcher(self.run_batch, max_batch, check_device, _end_process)
 
     def run_batch(self, task: str, samples: "Sequence[Sample]") -> "Outputs":
@@ -50,7 +55,11 @@ class Service:
         return self._batcher.is_alive()
 
     def try_out(self) -> None:
-        """Make real predictions of each task: one, or a batch of every size that a GPU has graphs for."""
+        """Make real predictions of each task, and see that pictures can be decoded.
+
+        One prediction, or on a GPU a batch of every size that there are graphs for.
+        """
+        self.pictures.wait()
         for name, task in self.tasks.items():
             graphs = task.model.graphs
             for size in (graphs.sizes if graphs else []) or [1]:
@@ -67,8 +76,9 @@ class Service:
         text: str = getattr(request, task.text_input) or "" if task.text_input else ""
         if task.text_input and not text.strip():
             raise InputError(f"{task.text_input} is required for {request.task}")
+        pixels = await self.pictures.pixels(request.image, task.model.image_size)
         loop = asyncio.get_running_loop()
-        sample = await loop.run_in_executor(self._decoders, task.prepare, request.image, text, emit)
+        sample = await loop.run_in_executor(self._preparing, task.prepare, pixels, text, emit)
         return await asyncio.wrap_future(self._batcher.submit(request.task, sample))
 
     async def stream(self, request: Request) -> AsyncIterator[str | Result]:
@@ -96,6 +106,19 @@ def start(settings: Settings) -> Service:
         UserError: a setting or the bundle cannot be used.
         PrecisionError: the device does not support the precision.
     """
+    pictures = Pool()  # its processes start while the weights are loaded
+    try:
+        tasks, check = _load(settings)
+        service = Service(tasks, pictures, settings.max_batch, check)
+        service.try_out()
+    except BaseException:
+        pictures.close()
+        raise
+    return service
+
+
+def _load(settings: Settings) -> tuple[dict[str, "Task"], Callable[[], None]]:
+    """The tasks on their models by name, and what checks their device."""
     path = settings.bundle_path()
     device = None
     if settings.weights == "pretrained" and not path.exists():
@@ -117,10 +140,7 @@ def start(settings: Settings) -> Service:
         print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
         models = load_models(bundle, chosen, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)
         verified.result()
-    tasks = {task.name: task(models[task.bundle_name]) for task in TASKS}
-    service = Service(tasks, settings.max_batch, lambda: check_device(chosen))
-    service.try_out()
-    return service
+    return {task.name: task(models[task.bundle_name]) for task in TASKS}, lambda: check_device(chosen)
 
 
 def _end_process() -> None:

@@ -4,17 +4,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from blip import engine
 from blip.engine.model import Model
-from blip.images import open_image, preprocessor
-from blip.lavis import import_lavis
+from blip.lavis import import_lavis, pixel_processor
 from blip.texts import cut
 
 Outputs = list[str | Exception]
@@ -61,20 +58,23 @@ class Task(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._preprocess = preprocessor(model.image_size)
+        self._normalise = pixel_processor()
         self._process_text = self._text_processor()
 
-    def prepare(self, image: Path, text: str, emit: Callable[[str], None] | None = None) -> Sample:
-        """Decode and resize an image file; needs no device and may run in any thread.
-
-        Raises:
-            ImageError: the file is not a usable image.
-        """
-        return self._sample(open_image(image), text, emit)
+    def prepare(self, pixels: bytearray, text: str, emit: Callable[[str], None] | None = None) -> Sample:
+        """Normalise a picture of (S, S, 3) uint8 as LAVIS does; needs no device and may run in any thread."""
+        side = self.model.image_size
+        picture = torch.frombuffer(pixels, dtype=torch.uint8).view(side, side, 3)
+        normalised = self._normalise(picture.numpy())
+        if self.model.device.type == "cuda":
+            normalised = normalised.pin_memory()
+        text = self._process_text(cut(text))
+        ids = engine.tokenize(self.model.net, text) if self.text_input else []
+        return Sample(normalised, text, ids, emit)
 
     def example(self) -> Sample:
         """A request for trying out a machine: a grey image and some text."""
-        return self._sample(Image.new("RGB", (64, 48), "gray"), "what is this?", None)
+        return self.prepare(bytearray(b"\x80") * (3 * self.model.image_size**2), "what is this?")
 
     @torch.inference_mode()
     def run(self, samples: Sequence[Sample]) -> Outputs:
@@ -86,14 +86,6 @@ class Task(ABC):
             if isinstance(output, str):
                 sample.tell(output)
         return outputs
-
-    def _sample(self, image: Image.Image, text: str, emit: Callable[[str], None] | None) -> Sample:
-        pixels = self._preprocess(image)
-        if self.model.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        text = self._process_text(cut(text))
-        ids = engine.tokenize(self.model.net, text) if self.text_input else []
-        return Sample(pixels, text, ids, emit)
 
     def _text_processor(self) -> Callable[[str], str]:
         return str

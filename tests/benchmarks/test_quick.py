@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.harness import DEADLINE, ROOT
 
-NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "gpu")
+NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "pictures", "gpu")
 Results = dict[str, Future[dict[str, Any]]]
 
 
@@ -75,6 +75,12 @@ def test_overload_counts_answers_and_refusals_and_looks_at_health(results: Resul
     assert result["lost"] == result["wrong"] == 0
     assert sum(result["health_statuses"].values()) == result["health_checks"] > 0
     assert result.keys() >= {"refused_409", "health_ms", "ready_after_s", "server_memory", "predictor_memory"}
+
+
+def test_pictures_compares_processes_with_threads(results: Results) -> None:
+    result = results["pictures"].result()
+    assert [row["picture"] for row in result["rows"]] == ["640 x 480", "4000 x 3000"]
+    assert all(row["processes_ms"] > 0 and row["processes_per_s"] > 0 for row in result["rows"])
 
 
 def test_soak_passes_and_counts_every_outcome(results: Results) -> None:

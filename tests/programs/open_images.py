@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from blip.errors import ImageError
-from blip.images import open_image
+from blip.pictures.reading import open_image
 
 
 def peak() -> int:

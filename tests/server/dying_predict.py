@@ -20,7 +20,7 @@ class FaultyService(Service):
 
     def __init__(self, real: Service) -> None:
         self.broken = False
-        super().__init__(real.tasks, 1, self.check)
+        super().__init__(real.tasks, real.pictures, 1, self.check)
 
     def run_batch(self, task: str, samples: Sequence[Sample]) -> Outputs:
         if samples[0].text == "die":

@@ -85,7 +85,7 @@ def test_a_file_that_is_no_image_is_one_plain_sentence(server: Server) -> None:
     body = server.predict(input={"image": "data:image/jpeg;base64,aGVsbG8="}).json()
     assert body["status"] == "failed"
     assert body["error"] == (
-        "image is not a picture in a known format; send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file."
+        "image is not a picture in a known format; send a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC file."
     )
 
 

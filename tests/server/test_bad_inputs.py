@@ -80,7 +80,7 @@ def bomb(side: int) -> bytes:
     return png((side, side), b"".join(packer.compress(row) for _ in range(side)) + packer.flush(), bits=1)
 
 
-UNKNOWN = "image is not a picture in a known format; send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file."
+UNKNOWN = "image is not a picture in a known format; send a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC file."
 DAMAGED = "image could not be read: it is damaged or incomplete; send it again or save it anew."
 FAILED = "image could not be downloaded: the connection to 127.0.0.1 failed; check the address."
 PHOTO = (EXAMPLES / "pair.jpg").read_bytes()
@@ -89,7 +89,7 @@ PHOTO = (EXAMPLES / "pair.jpg").read_bytes()
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "image is empty; send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file."),
+        (b"", "image is empty; send a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC file."),
         (b"hello", UNKNOWN),
         (b"<!DOCTYPE html><title>404</title>", UNKNOWN),
         (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', UNKNOWN),

@@ -1,0 +1,1 @@
+"""An image file becomes the pixels that a model takes, in processes that do nothing else."""

@@ -1,0 +1,111 @@
+"""A decoding process: reads the paths of image files from its standard input, a socket, and answers with pixels.
+
+It ends with the connection, and even while it decodes when the other end is gone.
+"""
+
+import contextlib
+import fcntl
+import math
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+
+from PIL import Image
+
+from blip.errors import ImageError
+from blip.pictures import wire
+from blip.pictures.limits import CPU_SECONDS, LARGE, MEMORY
+from blip.pictures.reading import open_image
+
+
+def main() -> None:
+    """Answer requests until the connection ends."""
+    _confine()
+    connection = socket.socket(fileno=0)
+    with contextlib.suppress(ConnectionError, EOFError):
+        _answer(connection, wire.READY)
+        while True:
+            side, length = wire.REQUEST.unpack(_receive(connection, wire.REQUEST.size))
+            path = Path(os.fsdecode(_receive(connection, length)))
+            _limit_time()
+            try:
+                pixels = _pixels(path, side, connection)
+            except ImageError as error:
+                _answer(connection, wire.REFUSED, str(error).encode())
+            except MemoryError:
+                sentence = f"image takes more than {MEMORY} MiB of memory to decode; send a smaller one."
+                _answer(connection, wire.REFUSED, sentence.encode())
+            else:
+                _answer(connection, wire.PIXELS, pixels)
+
+
+def _confine() -> None:
+    """Limit what a file can make this process do."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the whole group; the worker decides
+        signal.signal(name, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # where memory runs out, the kernel is to end this process and not the server
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    for what, most in (
+        (resource.RLIMIT_DATA, MEMORY << 20),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 64),
+    ):
+        resource.setrlimit(what, (most, most))
+    os.dup2(1, 2)  # codecs write a line for every bad row of a picture; 1 is /dev/null
+
+
+def _limit_time() -> None:
+    """Let the kernel end this process when the next picture takes too long."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+
+
+def _pixels(path: Path, side: int, connection: socket.socket) -> bytes:
+    """The picture of a file as (side, side, 3) uint8, resized as torchvision's `Resize` does it."""
+
+    def admit(needed: int) -> None:
+        if needed > LARGE:
+            _watch(connection, False)
+            _answer(connection, wire.LARGE, wire.NUMBER.pack(needed))
+            _receive(connection, len(wire.GO))
+            _watch(connection, True)
+
+    _watch(connection, True)
+    try:
+        image = open_image(path, admit)
+        return image.resize((side, side), Image.Resampling.BICUBIC).tobytes()
+    finally:
+        _watch(connection, False)
+
+
+def _watch(connection: socket.socket, on: bool) -> None:
+    """Whether the kernel ends this process when something happens on the connection.
+
+    Nothing is sent during a decoding; so it can only be that the other end is gone. SIGIO, if not handled, ends a
+    process also in the middle of a codec.
+    """
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(connection, fcntl.F_GETFL)
+    fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
+
+
+def _answer(connection: socket.socket, kind: int, data: bytes = b"") -> None:
+    connection.sendall(wire.ANSWER.pack(kind, len(data)) + data)
+
+
+if __name__ == "__main__":
+    main()
