@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.types import Message
 
 from benchmarks.harness import DEADLINE, EXAMPLES, Server, data_uri, free_port, wait_until
+from blip import __version__
 from blip.server import bodies
 from blip.server.room import Room
 from tests.image_files import encoded, png
@@ -348,6 +349,12 @@ def test_data_addresses_are_read_as_browsers_read_them(limited: Server) -> None:
 
 def test_a_cookie_that_a_redirect_sets_is_sent_on(limited: Server, files: FileServer) -> None:
     assert ask(limited, f"{files.url}/cookie/pair.jpg")["output"] == CAPTION
+
+
+def test_a_download_says_who_asks(limited: Server, files: FileServer) -> None:
+    """Hosts refuse the names of libraries."""
+    assert ask(limited, f"{files.url}/redirect//pair.jpg")["output"] == CAPTION
+    assert files.agents == {f"blip/{__version__}"}
 
 
 def test_an_idle_connection_stays_open_longer_than_stock_keeps_it(limited: Server) -> None:
