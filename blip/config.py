@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import blip
 from blip.errors import ConfigError
 
 DEMO = Path(__file__).resolve().parent.parent / "weights" / "demo"
@@ -77,12 +78,14 @@ class Limits:
         egress: `BLIP_EGRESS`: "public" (images and webhooks at public addresses only) or "any".
         grace_seconds: `BLIP_GRACE_SECONDS`: how long work in flight may take to end after SIGTERM.
         keep_alive_seconds: `BLIP_KEEP_ALIVE_SECONDS`: how long an idle connection stays open.
+        user_agent: `COG_USER_AGENT`: what a download says it is.
     """
 
     max_image_bytes: int
     egress: str
     grace_seconds: int
     keep_alive_seconds: int
+    user_agent: str
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
@@ -91,11 +94,15 @@ class Limits:
         Raises:
             ConfigError: a variable has an invalid value.
         """
+        user_agent = environment.get("COG_USER_AGENT") or f"blip/{blip.__version__}"
+        if not (user_agent.isascii() and user_agent.isprintable() and user_agent == user_agent.strip()):
+            raise ConfigError("COG_USER_AGENT has characters that a header cannot have; set it to plain ASCII.")
         return cls(
             max_image_bytes=_number(environment, "BLIP_MAX_IMAGE_BYTES", "50000000", "a number of bytes"),
             egress=_choice(environment, "BLIP_EGRESS", ("public", "any")),
             grace_seconds=_number(environment, "BLIP_GRACE_SECONDS", "60", "a number of seconds", most=DAY),
             keep_alive_seconds=_number(environment, "BLIP_KEEP_ALIVE_SECONDS", "75", "a number of seconds", most=DAY),
+            user_agent=user_agent,
         )
 
 

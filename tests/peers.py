@@ -63,10 +63,12 @@ class FileServer(Peer):
     def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.release = threading.Event()
         self.requests = 0
+        self.agents: set[str | None] = set()
         super().__init__(address, port)
 
     def get(self, request: Request) -> None:
         self.requests += 1
+        self.agents.add(request.headers["User-Agent"])
         what, _, rest = request.path[1:].partition("/")
         if what == "held":  # until `release` is set
             self.release.wait(DEADLINE)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from blip import __version__
 from blip.config import Limits, Settings, check_cog_settings
 from blip.errors import ConfigError
 
@@ -72,10 +73,17 @@ def test_a_variable_that_means_nothing_is_one_sentence(variable: str, value: str
 
 
 def test_the_limits_are_50_mb_and_public_addresses_unless_said_otherwise() -> None:
-    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public", 60, 75)
+    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public", 60, 75, f"blip/{__version__}")
     environment = {"BLIP_MAX_IMAGE_BYTES": "1000", "BLIP_EGRESS": "any", "BLIP_GRACE_SECONDS": "5"}
-    environment["BLIP_KEEP_ALIVE_SECONDS"] = "600"
-    assert Limits.from_environment(environment) == Limits(1000, "any", 5, 600)
+    environment |= {"BLIP_KEEP_ALIVE_SECONDS": "600", "COG_USER_AGENT": "pictures/2 (someone@example.com)"}
+    expected = Limits(1000, "any", 5, 600, "pictures/2 (someone@example.com)")
+    assert Limits.from_environment(environment) == expected
+
+
+@pytest.mark.parametrize("agent", ["two\nlines", "caf\u00e9", "\u2603", " "])
+def test_a_user_agent_that_no_header_can_have_is_one_sentence(agent: str) -> None:
+    with pytest.raises(ConfigError, match=r"^COG_USER_AGENT has characters that a header cannot have; set it to"):
+        Limits.from_environment({"COG_USER_AGENT": agent})
 
 
 SLOTS = "COG_MAX_CONCURRENCY=0 is not a number of slots; set it to a number from 1 to 10000."

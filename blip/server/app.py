@@ -2,14 +2,17 @@
 
 import asyncio
 import functools
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import cog.schema
 import cog.server.http as stock
+import cog.server.runner
 import cog.server.webhook
 import cog.types
 import structlog
@@ -24,13 +27,17 @@ from starlette.exceptions import HTTPException
 from typing_extensions import override
 
 from blip.config import Limits
+from blip.errors import ConfigError
 from blip.server import extending, refusals
-from blip.server.bodies import TEXT_BYTES, BodyLimit
+from blip.server.bodies import BODIES, PATIENCE, TEXT_BYTES, BodyLimit
+from blip.server.connections import Connections
 from blip.server.egress import Egress
 from blip.server.fetch import Fetcher
+from blip.server.files import Files
 from blip.server.inputs import Checks, PredictionRequest, image_path
-from blip.server.process import heed_interrupts
-from blip.server.runner import Runner
+from blip.server.process import LAST_SECONDS, heed_interrupts
+from blip.server.room import Holding, Room
+from blip.server.runner import Prediction, Runner
 from blip.server.webhooks import Outbox
 from blip.server.worker import ChildWorker, Worker
 
@@ -59,20 +66,29 @@ def create_app(
     Raises:
         ConfigError: a limit has an invalid value.
         UnknownCogError: something that is extended here is missing.
+        SystemExit: there is no place for temporary files.
     """
     limits = Limits.from_environment()
     egress = Egress(guarded=limits.egress == "public")
     outbox = Outbox(egress)
-    fetcher = Fetcher(egress, limits.max_image_bytes)
+    try:
+        files = Files()
+    except ConfigError as error:
+        sys.exit(str(error))
+    fetcher = Fetcher(egress, files, limits)
+    max_body = limits.max_image_bytes * 4 // 3 + TEXT_BYTES
+    room = Room(BODIES * max_body, PATIENCE)
+    current: ContextVar[Holding] = ContextVar("current")
     runner: Runner | None = None
 
     def make_runner(**parts: Any) -> Runner:
         nonlocal runner
-        runner = Runner(**parts)
+        runner = Runner(current=current, **parts)
         return runner
 
     # Cog has no parameters for these; it looks them up by name.
     extending.rebind(stock, "PredictionRunner", make_runner)
+    extending.rebind(cog.server.runner, "PredictTask", Prediction)
     extending.rebind(stock_worker, "Worker", Worker)
     extending.rebind(stock_worker, "_ChildWorker", ChildWorker)
     extending.rebind(cog.schema, "PredictionRequest", PredictionRequest)
@@ -88,7 +104,10 @@ def create_app(
         await_explicit_shutdown=await_explicit_shutdown,
         **options,
     )
-    app.state.limits = limits
+    app.state.limits, app.state.files = limits, files
+    app.state.connections = Connections(room, limits.keep_alive_seconds)
+    app.state.cut_off = lambda: None  # there is nothing to end
+    app.state.lost = 0  # predictions that were cut off, and final events that nobody was told
     app.router.routes.remove(extending.route(app, "/shutdown"))  # anyone who reaches the port could stop the replica
     if runner is None:  # the predictor cannot be loaded; the app's one route says so
         return app
@@ -101,17 +120,15 @@ def create_app(
 
     runner.on_death(end)
     checks = Checks(egress, outbox)
-    app.add_middleware(BodyLimit, max_body=limits.max_image_bytes * 4 // 3 + TEXT_BYTES, is_busy=runner.is_busy)
+    app.add_middleware(BodyLimit, room=room, current=current, max_body=max_body, is_busy=runner.is_busy)
     app.add_exception_handler(RequestValidationError, refusals.explain)
     app.add_exception_handler(HTTPException, refusals.explain_body)
     _wrap(app, "/", _without_shutdown)
     _wrap(app, "/predictions", functools.partial(_checked, checks))
     _wrap(app, "/predictions/{prediction_id}", functools.partial(_idempotent, runner, checks))
 
-    def has_work() -> bool:
-        return runner.has_work() or outbox.events > 0
-
-    app.router.lifespan_context = _drained(has_work, app.router.lifespan_context)
+    app.state.cut_off = functools.partial(_cut_off, app, runner)
+    app.router.lifespan_context = _drained(runner, outbox, app.router.lifespan_context)
     return app
 
 
@@ -157,14 +174,23 @@ def _idempotent(runner: Runner, checks: Checks, predict: Endpoint) -> Endpoint:
     return put
 
 
-def _drained(has_work: Callable[[], bool], lifespan: Callable[[FastAPI], Any]) -> Callable[[FastAPI], Any]:
+def _cut_off(app: FastAPI, runner: Runner) -> None:
+    """End the predictions that the grace period was too short for."""
+    seconds = app.state.limits.grace_seconds
+    app.state.lost += runner.cut_off(f"the server was stopped, and it took longer than {seconds} s; send it again.")
+
+
+def _drained(runner: Runner, outbox: Outbox, lifespan: Callable[[FastAPI], Any]) -> Callable[[FastAPI], Any]:
     """Give predictions and webhooks until `stop_by` to end; stock ends the worker process at once."""
 
     @asynccontextmanager
     async def drained(app: FastAPI) -> AsyncIterator[Any]:
         async with lifespan(app) as state:
             yield state
-            while has_work() and time.monotonic() < app.state.stop_by:
-                await asyncio.sleep(0.1)
+            while (runner.has_work() or outbox.events) and time.monotonic() < app.state.stop_by:
+                await asyncio.sleep(0.05)
+            app.state.cut_off()
+            await asyncio.sleep(0)  # their final events are on their way to the outbox
+            app.state.lost += await outbox.end(LAST_SECONDS)
 
     return drained

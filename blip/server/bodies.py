@@ -1,7 +1,8 @@
-"""Limits on request bodies: their size, and how long they may take."""
+"""Limits on requests: the size of their bodies, one by one and together, how long they may take, and who waits."""
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
@@ -9,50 +10,86 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip.server.refusals import BUSY, refusal
+from blip.server.room import Holding, Room, never, who_is
 
 TEXT_BYTES = 1_000_000  # of a request beside its image
 VALUES = 20_000  # in a request; refusing a million wrong ones takes many seconds, and everyone waits
-BODIES = 4  # of the largest size may be in memory at a time; those below TEXT_BYTES are not counted
+BODIES = 5  # of the largest size may be held at a time, with the answers that are not read; large ones take four
 BODY_SECONDS = 60.0  # for a body to arrive
+CALM = 32  # bodies that may come at a time as fast as they can; more of them come more slowly
+PAUSE_SECONDS = 0.001  # between two parts of a body, for each body more than that
+PATIENCE = 5.0  # seconds after which a body or an unread answer gives way to a new one where there is no room
+ANSWER_BYTES = 20_000  # that an answer may have in addition to its request, which it repeats
+CLOSE = {"Connection": "close"}
 
 
 class BodyLimit:
-    """ASGI middleware: bounds the bodies of requests, one by one and together.
+    """ASGI middleware: bounds the bodies of requests, and cancels what nobody waits for any more.
 
     A refused body is still read, but not kept: a client that is still sending could miss the answer.
+
+    Args:
+        app: what answers.
+        room: the bytes of all bodies and answers.
+        current: is given what the request holds, for those who keep parts of it longer than the answer takes.
+        max_body: bytes.
+        is_busy: whether all slots are taken.
     """
 
-    def __init__(self, app: ASGIApp, max_body: int, is_busy: Callable[[], bool]) -> None:
-        self._app, self._max_body, self._is_busy = app, max_body, is_busy
-        self._held = 0  # bytes of all large bodies that are in memory
+    def __init__(
+        self, app: ASGIApp, room: Room, current: ContextVar[Holding], max_body: int, is_busy: Callable[[], bool]
+    ) -> None:
+        self._app, self._room, self._current = app, room, current
+        self._max_body, self._is_busy = max_body, is_busy
+        self._coming = 0  # bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 422 to a body that is too large, 409 when there is no room for it, and 408 when it is too slow."""
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body, refused = bytearray(), None
-        if scope["path"] == "/predictions" and self._is_busy():
-            refused = HTTPException(409, BUSY)
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                refused = await self._read(receive, body, refused)
-        except ClientDisconnect:
-            self._held -= _charge(len(body))
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            # A proxy in front may take another part of what follows for the body than h11 does (RFC 9112, 6.3).
+            answer = JSONResponse({"detail": "Send Content-Length or Transfer-Encoding, not both"}, 400, CLOSE)
+            await answer(scope, receive, send)
             return
-        except TimeoutError:
-            refused = HTTPException(408, f"The body did not come within {BODY_SECONDS:g} s")
-        charge = _charge(len(body))
+        if scope["method"] not in ("POST", "PUT"):
+            await self._app(scope, receive, send)
+            return
+        client = scope["client"]
+        holding = self._room.hold(who_is(client and client[0]), 0, force=True)
+        assert holding
+        body = _Body(holding)
         try:
+            refused = await self._read(scope["path"], body, receive)
             if refused:
-                await JSONResponse({"detail": refused.detail}, refused.status_code)(scope, receive, send)
+                answer = JSONResponse({"detail": refused.detail}, refused.status_code, refused.headers)
+                await answer(scope, receive, send)
             else:
-                await self._app(scope, _replay(body, receive), send)
+                self._current.set(holding)
+                await self._answer(scope, body, receive, send)
+        except ClientDisconnect:
+            pass
         finally:
-            self._held -= charge
+            holding.let_go()
 
-    async def _read(self, receive: Receive, body: bytearray, refused: HTTPException | None) -> HTTPException | None:
-        """Fill `body`; if there is a reason to refuse it, stop filling and return the reason."""
+    async def _read(self, path: str, body: "_Body", receive: Receive) -> HTTPException | None:
+        """Fill `body` within its time; if there is a reason to refuse it, return the reason."""
+        refused = HTTPException(409, BUSY) if path == "/predictions" and self._is_busy() else None
+        self._coming += 1
+        try:
+            async with asyncio.timeout(BODY_SECONDS) as clock:
+                body.holding.give_way = lambda: body.give_way(clock)
+                return await self._fill(body, receive, refused)
+        except TimeoutError:
+            if body.has_given_way:
+                return HTTPException(409, BUSY, CLOSE)
+            return HTTPException(408, f"The body did not come within {BODY_SECONDS:g} s", CLOSE)
+        finally:
+            self._coming -= 1
+            body.holding.give_way = never
+
+    async def _fill(self, body: "_Body", receive: Receive, refused: HTTPException | None) -> HTTPException | None:
         size, values, more = 0, 0, True
         while more:
             message = await receive()
@@ -61,32 +98,107 @@ class BodyLimit:
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
             values += len(part) - len(part.translate(None, b",[{"))  # none of which is in base64
-            charge = _charge(len(body) + len(part)) - _charge(len(body))
+            spare = self._max_body if size > TEXT_BYTES else 0  # large bodies leave room for small ones
             if size > self._max_body:
                 limit = f"{self._max_body / 1e6:.1f} MB"
                 refused = refusal("image", f"image is too large: the request has more than {limit}; send less.")
             elif values > VALUES:
                 refused = refusal("json", f"the body has more than {VALUES} values; send an image as base64.")
-            elif self._held + charge > BODIES * self._max_body:
-                refused = refused or HTTPException(409, BUSY)
+            elif refused is None and not self._room.resize(body.holding, size, spare):
+                refused = HTTPException(409, BUSY)
             if refused is None:
-                body += part
-                self._held += charge
-            elif size > BODIES * self._max_body:
-                more = False  # the refused client has sent enough
+                body.parts.append(part)
+            else:
+                body.parts.clear()
+                self._room.resize(body.holding, 0)
+                if size > 4 * self._max_body:
+                    more = False  # the refused client has sent enough
+            if more and self._coming > CALM:  # the event loop takes 256 KB of each, one after the other
+                await asyncio.sleep((self._coming - CALM) * PAUSE_SECONDS)
         return refused
 
+    async def _answer(self, scope: Scope, body: "_Body", receive: Receive, send: Send) -> None:
+        """Answer; where the client hangs up before, cancel that."""
+        gone = asyncio.Event()
+        answer = _Answer(self._room, body.holding, scope, send)
+        answering = asyncio.ensure_future(self._app(scope, _replay(body.take(), gone), answer.send))
+        watching = asyncio.create_task(_until_gone(receive, gone))
+        try:
+            await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done() and not answer.is_complete:
+                answering.cancel()
+            await asyncio.wait({answering})
+        finally:
+            answering.cancel()
+            watching.cancel()
+        if not answering.cancelled():
+            answering.result()
 
-def _charge(size: int) -> int:
-    """The bytes of a body that count for the limit of all bodies."""
-    return size if size > TEXT_BYTES else 0
+
+class _Body:
+    """The parts of a body that have come."""
+
+    def __init__(self, holding: Holding) -> None:
+        self.holding = holding
+        self.parts: list[bytes] = []
+        self.has_given_way = False
+
+    def give_way(self, clock: asyncio.Timeout) -> bool:
+        """Drop what has come, and have the reader notice."""
+        self.has_given_way = True
+        self.parts.clear()
+        clock.reschedule(asyncio.get_running_loop().time())
+        return True
+
+    def take(self) -> bytes:
+        """The whole, once."""
+        whole = b"".join(self.parts)
+        self.parts.clear()
+        return whole
 
 
-def _replay(body: bytearray, receive: Receive) -> Receive:
-    """A receive() that gives the body once, and after it the client's next messages."""
+class _Answer:
+    """Sends an answer, if there is room for one that is much larger than its request.
+
+    The state of a running prediction repeats its image at every PUT.
+    """
+
+    def __init__(self, room: Room, holding: Holding, scope: Scope, send: Send) -> None:
+        self._room, self._holding, self._scope, self._send = room, holding, scope, send
+        self._is_refused = False
+        self.is_complete = False
+
+    async def send(self, message: Message) -> None:
+        """Send a message, in place of ASGI's send."""
+        if message["type"] == "http.response.start":
+            size = int(dict(message["headers"]).get(b"content-length", 0))
+            if size > self._holding.size + ANSWER_BYTES and not self._room.resize(self._holding, size):
+                self._is_refused = True
+                busy = JSONResponse({"detail": BUSY}, 409)
+                await self._send({**message, "status": 409, "headers": busy.raw_headers})
+                message = {"type": "http.response.body", "body": busy.body}
+        elif self._is_refused:
+            return
+        # Before it is sent: uvicorn then says that the client is gone.
+        self.is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+
+def _replay(body: bytes, gone: asyncio.Event) -> Receive:
+    """A receive() that gives the body once, and then the end of the connection."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
-        return messages.pop() if messages else await receive()
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
 
     return replay
+
+
+async def _until_gone(receive: Receive, gone: asyncio.Event) -> None:
+    """Wait until the client hangs up or has its answer."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()

@@ -1,8 +1,8 @@
 """Where the server may connect to, and for how long.
 
 The stock server connects to whatever address a request names. A `Session` of this module makes every connection, also
-for a redirect or to a proxy, to addresses from `Egress.resolve`. A name is resolved once and only the checked addresses
-are used, so a name that resolves differently later cannot get past the check.
+for a redirect or to a proxy, to addresses that `Egress.check` allows. A name is resolved once and only the checked
+addresses are used, so a name that resolves differently later cannot get past the check.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -20,12 +21,14 @@ from typing_extensions import override
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
-from urllib3.util.connection import create_connection
+
+from blip.server.names import Names
 
 INNER = [  # networks that Python 3.11 takes for global
     *map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")),
     ipaddress.ip_network("168.63.129.16"),  # answers inside of Azure only
 ]
+NOTICE_SECONDS = 0.1  # after which a thread that waits for a name notices that it is to end
 MAX_ADDRESSES = 4  # of a name are tried; it may have thousands
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052; its last 32 bits are an IPv4 address
 
@@ -57,23 +60,21 @@ class Egress:
 
     def __init__(self, *, guarded: bool) -> None:
         self._guarded = guarded
+        self._names = Names()
 
-    def resolve(self, host: str, port: int) -> list[str]:
-        """The addresses of `host`, when the server may connect to all of them.
+    def look_up(self, host: str, port: int) -> "Future[list[str]]":
+        """The addresses of `host`, not checked yet; the future has an OSError where there are none."""
+        return self._names.look_up(host, port)
+
+    def check(self, host: str, addresses: list[str]) -> None:
+        """Check that the server may connect to all addresses of `host`.
 
         Raises:
             EgressError: one of them is not public while connections are guarded.
-            OSError: the name cannot be resolved.
         """
-        try:
-            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        except UnicodeError as error:
-            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         for address in addresses:
             if self._guarded and not is_public(address):
                 raise EgressError(f"{host} leads to {address}, which is not a public address")
-        return addresses
 
     def session(self, seconds: float) -> "Session":
         """A session for one request, whose connections end when `seconds` have passed."""
@@ -81,7 +82,7 @@ class Egress:
 
 
 class Deadline:
-    """Ends the connections that it watches when `seconds` have passed since `start`.
+    """Ends the connections that it watches when `seconds` have passed since `start`, or before.
 
     A socket's timeout restarts with every byte; this one does not. `expired` says whether the time ran out.
     """
@@ -90,7 +91,7 @@ class Deadline:
         self.expired = False
         self._lock = threading.Lock()
         self._connections: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._expire)
+        self._timer = threading.Timer(seconds, self.expire)
         self._timer.daemon = True
 
     def start(self) -> None:
@@ -110,9 +111,10 @@ class Deadline:
             # A duplicate, because TLS takes the descriptor out of the socket object that it is given.
             self._connections.append(connection.dup())
         if self.expired:
-            self._expire()
+            self.expire()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """End the connections now, from any thread, also while they are being made."""
         with self._lock:
             self.expired = True
             for connection in self._connections:
@@ -142,20 +144,48 @@ class Session(requests.Session):
         self.deadline.stop()
 
     def _connect(self, address: tuple[str, int], **options: Any) -> socket.socket:
-        """urllib3's create_connection, to the addresses that `Egress.resolve` allows."""
+        """urllib3's create_connection, to addresses that the server may connect to, within the deadline."""
         host, port = address
+        addresses = self._resolve(host, port)
+        self._egress.check(host, addresses)
         failure: OSError | None = None
-        for numeric in self._egress.resolve(host, port)[:MAX_ADDRESSES]:
-            if self.deadline.expired:
-                raise TimeoutError("the time is up")
+        for numeric in addresses[:MAX_ADDRESSES]:
             try:
-                connection = create_connection((numeric, port), **options)
+                return self._connect_to(numeric, port, **options)
             except OSError as error:
                 failure = error
-                continue
-            self.deadline.watch(connection)
-            return connection
         raise failure or OSError(f"{host} has no address")
+
+    def _resolve(self, host: str, port: int) -> list[str]:
+        addresses = self._egress.look_up(host, port)
+        while not self.deadline.expired:
+            wait([addresses], NOTICE_SECONDS)
+            if addresses.done():
+                return addresses.result()
+        addresses.cancel()
+        raise TimeoutError("the time is up")
+
+    def _connect_to(
+        self, numeric: str, port: int, timeout: float, source_address: Any, socket_options: Any
+    ) -> socket.socket:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            numeric, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        connection = socket.socket(family, kind, protocol)
+        try:
+            self.deadline.watch(connection)
+            if self.deadline.expired:
+                raise TimeoutError("the time is up")
+            for option in socket_options or ():
+                connection.setsockopt(*option)
+            connection.settimeout(timeout)
+            if source_address:
+                connection.bind(source_address)
+            connection.connect(address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 def _drop_redirect_body(response: requests.Response, **_: Any) -> None:

@@ -2,15 +2,16 @@
 
 import base64
 import binascii
-import os
 import urllib.parse
 from collections.abc import Iterator
-from typing import IO
+from pathlib import Path
 
 import requests
 
+from blip.config import Limits
 from blip.errors import FetchError
-from blip.server.egress import Egress, EgressError
+from blip.server.egress import Deadline, Egress, EgressError
+from blip.server.files import Files, Writer
 
 SECONDS = 30.0  # for a whole download
 TIMEOUT = (5, 10)  # seconds to connect, seconds without a byte
@@ -30,9 +31,11 @@ CRUMBS = 10_000  # pieces below 64 bytes that a download may have; each takes ti
 class Fetcher:
     """Finds the images that requests name, within limits."""
 
-    def __init__(self, egress: Egress, max_bytes: int) -> None:
+    def __init__(self, egress: Egress, files: Files, limits: Limits) -> None:
         self.egress = egress
-        self.max_bytes = max_bytes  # of an image
+        self.files = files
+        self.max_bytes = limits.max_image_bytes
+        self.user_agent = limits.user_agent
 
     def source(self, value: object) -> "Source":
         """Where an image is.
@@ -48,6 +51,8 @@ class Source:
 
     def __init__(self, value: object, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
+        self._cancelled = False
+        self._deadline: Deadline | None = None
         if not isinstance(value, str):
             raise FetchError("image must be a string: an http, https or data address.")
         scheme = value[:6].partition(":")[0].lower()
@@ -66,17 +71,27 @@ class Source:
             self._url = value
             self._check_url(value)
 
-    def save(self, file: IO[bytes]) -> None:
-        """Write the image to `file`.
+    def new_path(self) -> Path:
+        """Where the image can be saved."""
+        return self._fetcher.files.new()
+
+    def save(self, path: Path) -> None:
+        """Write the image to a new file at `path`.
 
         Raises:
-            FetchError: it cannot be fetched.
+            FetchError: it cannot be fetched or stored.
         """
-        if self._url is None:
-            self._decode(file)
-        else:
-            self._download(self._url, file)
-        file.flush()
+        with Writer(path) as file:
+            if self._url is None:
+                self._decode(file)
+            else:
+                self._download(self._url, file)
+
+    def cancel(self) -> None:
+        """Have `save` end soon, from another thread."""
+        self._cancelled = True
+        if self._deadline:
+            self._deadline.expire()
 
     def _check_url(self, url: str) -> None:
         try:
@@ -90,7 +105,7 @@ class Source:
     def _too_large(self) -> FetchError:
         return FetchError(f"image is larger than {self._fetcher.max_bytes / 1e6:g} MB; send a smaller file.")
 
-    def _decode(self, file: IO[bytes]) -> None:
+    def _decode(self, file: Writer) -> None:
         """Decode in blocks: escaped or folded data takes many times its size, and other requests wait meanwhile."""
         size, rest, padded = 0, b"", False
         try:
@@ -119,13 +134,17 @@ class Source:
             yield urllib.parse.unquote_to_bytes(self._data[start:end])
             start = end
 
-    def _download(self, url: str, file: IO[bytes]) -> None:
+    def _download(self, url: str, file: Writer) -> None:
         host = urllib.parse.urlsplit(url).hostname
-        headers = {"Accept-Encoding": "identity"}  # no compression: an answer cannot grow while it is read
-        if agent := os.environ.get("COG_USER_AGENT"):
-            headers["User-Agent"] = agent
+        headers = {
+            "Accept-Encoding": "identity",  # no compression: an answer cannot grow while it is read
+            "User-Agent": self._fetcher.user_agent,
+        }
         too_slow = FetchError(f"image could not be downloaded from {host} within {SECONDS:g} s; send the file itself.")
         with self._fetcher.egress.session(SECONDS) as session:
+            self._deadline = session.deadline
+            if self._cancelled:
+                session.deadline.expire()
             try:
                 with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
                     if not response.ok:

@@ -2,8 +2,6 @@
 
 import asyncio
 import pathlib
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cog import Path, schema
@@ -12,6 +10,7 @@ from fastapi import HTTPException
 from pydantic import field_validator
 from typing_extensions import override
 
+from blip.server.bodies import TEXT_BYTES
 from blip.server.egress import Egress, EgressError
 from blip.server.extending import overrides
 from blip.server.fetch import MAX_ADDRESS, Fetcher, Source
@@ -34,13 +33,16 @@ class ImageAddress(URLPath):
         """The image in a temporary file.
 
         Raises:
-            FetchError: it cannot be fetched.
+            FetchError: it cannot be fetched or stored.
         """
         if self._path is None:
-            with tempfile.NamedTemporaryFile(delete=False) as file:
-                self._path = Path(file.name)  # before anything is in it: what fails halfway is removed too
-                self.fileobj.save(file)
+            self._path = Path(self.fileobj.new_path())  # before anything is in it: what fails halfway is removed too
+            self.fileobj.save(self._path)
         return self._path
+
+    def cancel(self) -> None:
+        """Have `convert` end soon, from another thread."""
+        self.fileobj.cancel()
 
 
 def image_path(fetcher: Fetcher, value: Any) -> pathlib.Path:
@@ -71,7 +73,6 @@ class Checks:
     def __init__(self, egress: Egress, outbox: Outbox) -> None:
         self._egress = egress
         self._outbox = outbox
-        self._resolvers = ThreadPoolExecutor(32, "resolver")
 
     async def check(self, request: Any, prediction_id: str | None = None) -> None:
         """Refuse a prediction that has no input, whose texts are too long, or whose webhook cannot be served.
@@ -85,24 +86,27 @@ class Checks:
             if name is not None and len(name) > ID_LENGTH:
                 raise refusal("id", f"id has more than {ID_LENGTH} characters; send fewer.")
         texts = {"id": request.id, "output_file_prefix": request.output_file_prefix, **dict(request.input)}
+        size = 0
         for name, text in [
             *texts.items(),
             *(("context", text) for item in (request.context or {}).items() for text in item),
         ]:
+            size += len(text) if isinstance(text, str) else 0
             if isinstance(text, str) and len(text) > TEXT_LENGTH:
                 raise refusal(name, f"{name} has more than {TEXT_LENGTH} characters; send fewer.")
             if isinstance(text, str) and not _is_unicode(text):
                 raise refusal(name, f"{name} has half of a surrogate pair, which is no character; send Unicode text.")
+        if size > TEXT_BYTES:  # it would be held for as long as a download of the image takes
+            raise refusal("body", f"the body has more than {TEXT_BYTES} characters beside its image; send fewer.")
         if request.webhook is not None:
             await self._check_webhook(request.webhook)
 
     async def _check_webhook(self, webhook: Any) -> None:
-        if self._outbox.is_full():
+        if not self._outbox.has_room(str(webhook)):
             raise HTTPException(409, "Too many webhooks wait for their receivers")
-        loop = asyncio.get_running_loop()
+        looking_up = asyncio.wrap_future(self._egress.look_up(webhook.host, webhook.port))
         try:
-            resolving = loop.run_in_executor(self._resolvers, self._egress.resolve, webhook.host, webhook.port)
-            await asyncio.wait_for(resolving, RESOLVE_SECONDS)
+            self._egress.check(webhook.host, await asyncio.wait_for(looking_up, RESOLVE_SECONDS))
         except EgressError as error:
             raise refusal("webhook", f"webhook may not be called: {error}; set a public one.") from error
         except OSError:  # also a timeout; the delivery resolves and checks the name again

@@ -1,6 +1,8 @@
 """The server's process: how it listens, and how it ends."""
 
+import asyncio
 import atexit
+import functools
 import multiprocessing
 import os
 import signal
@@ -16,9 +18,11 @@ from cog.server.http import Health
 from fastapi import FastAPI
 from typing_extensions import override
 
+from blip.server.connections import Connection
 from blip.server.extending import overrides
 
 WAKE = signal.SIGUSR2
+LAST_SECONDS = 5  # after the grace period, to tell clients and webhooks what was cut off
 
 log = structlog.get_logger("blip.server")
 
@@ -36,10 +40,13 @@ class Server(stock.Server):
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
-        config.http = "h11"  # takes 64 KiB of address and headers; httptools, the default, takes any amount
         assert isinstance(config.app, FastAPI)
+        self._state = config.app.state
+        # h11 takes 64 KiB of address and headers; httptools, the default, takes any amount.
+        config.http = functools.partial(Connection, self._state.connections)  # type: ignore[assignment]
+        config.ws = "none"  # a WebSocket would leave the connections that are counted
         # Stock closes them after five; a proxy that keeps its own for 60 then sends requests into a closing connection.
-        config.timeout_keep_alive = config.app.state.limits.keep_alive_seconds
+        config.timeout_keep_alive = self._state.limits.keep_alive_seconds
         super().__init__(config)
 
     @override
@@ -56,23 +63,42 @@ class Server(stock.Server):
         super().start()
 
     @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._watching = asyncio.create_task(self._state.connections.watch())
+        await super().startup(sockets)
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cutting = asyncio.create_task(self._cut_off())
+        await super().shutdown(sockets)
+        cutting.cancel()
+
+    async def _cut_off(self) -> None:
+        """End what still runs at the end of the grace period, so that uvicorn has answers to wait for."""
+        await asyncio.sleep(self._state.stop_by - time.monotonic())
+        self._state.cut_off()
+
+    @override
     def stop(self) -> None:
-        """End the server, and then the process: with status 1 when its setup failed or its worker died."""
-        assert isinstance(self.config.app, FastAPI)
-        state = self.config.app.state
-        grace = state.limits.grace_seconds
+        """End the server, and then the process.
+
+        The status is 1 when its setup failed, its worker died, a prediction was cut off or a final event is lost.
+        """
+        grace = self._state.limits.grace_seconds
         log.info("waiting for work in flight", grace_seconds=grace)
-        self.config.timeout_graceful_shutdown = grace
-        state.stop_by = time.monotonic() + grace
+        self.config.timeout_graceful_shutdown = grace + LAST_SECONDS
+        self._state.stop_by = time.monotonic() + grace
         self.should_exit = True
-        self._thread.join(grace + 5)
+        self._thread.join(grace + 3 * LAST_SECONDS)
         super().stop()  # if it still runs, waits 5 s more and then kills
         for process in multiprocessing.active_children():  # the worker, if it outlived the grace period
             process.kill()
+        self._state.files.close()
         sys.stdout.flush()
         # Do what Python does at its exit, except to wait for the threads of downloads.
         atexit._run_exitfuncs()
-        os._exit(int(state.health in (Health.DEFUNCT, Health.SETUP_FAILED)))
+        failed = self._state.health in (Health.DEFUNCT, Health.SETUP_FAILED)
+        os._exit(int(failed or self._state.lost > 0))
 
 
 def _wake(signals: socket.socket, thread: int) -> None:

@@ -1,6 +1,9 @@
 """The predictions that run, by their ids."""
 
+import asyncio
+import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from cog.schema import PredictionRequest
@@ -10,14 +13,41 @@ from cog.server.worker import WorkerState
 from typing_extensions import override
 
 from blip.server.extending import overrides
+from blip.server.room import Holding
 from blip.server.worker import Worker
 
 
 @overrides
+class Prediction(PredictTask):
+    """Cog's prediction, which is cancelled when the client who waits for it hangs up."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cancel: Callable[[], None] = lambda: None
+
+    @override
+    async def wait_async(self) -> None:
+        assert self._fut
+        try:
+            # Stock would cancel the future itself, and the worker's thread would then fail to complete it.
+            await asyncio.shield(asyncio.wrap_future(self._fut))
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+
+@overrides
 class Runner(PredictionRunner):
-    """Cog's runner, which refuses what it cannot run. Stock answers 500, and 500 to all later requests."""
+    """Cog's runner, which refuses what it cannot run. Stock answers 500, and 500 to all later requests.
+
+    `current` has what the request that is being answered holds; a prediction keeps it until its end.
+    """
 
     _worker: Worker
+
+    def __init__(self, *, current: ContextVar[Holding], **parts: Any) -> None:
+        super().__init__(**parts)
+        self._current = current
 
     @override
     def predict(
@@ -30,12 +60,31 @@ class Runner(PredictionRunner):
         """
         if prediction.id in self._predict_tasks or self._worker._state is not WorkerState.READY:
             raise RunnerBusyError("prediction running")
-        return super().predict(prediction, is_train, task_kwargs)
+        task = super().predict(prediction, is_train, task_kwargs)
+        assert isinstance(task, Prediction)
+        with self._predict_tasks_lock:
+            tags = [tag for tag, known in self._predict_tasks.items() if known is task]
+        for tag in tags:  # none, if it has ended
+            task.cancel = functools.partial(self._worker.cancel, tag)
+        if holding := self._current.get(None):
+            holding.keep()
+            loop = asyncio.get_running_loop()
+            task.add_done_callback(lambda _: _call_in(loop, holding.let_go))
+        return task
 
     def has_work(self) -> bool:
         """Whether a prediction has not ended yet."""
         return bool(self._predict_tasks)
 
+    def cut_off(self, reason: str) -> int:
+        """End all predictions as failed, and take no others; how many there were."""
+        return self._worker.cut_off(reason)
+
     def on_death(self, call: Callable[[], None]) -> None:
         """Call `call` when the worker process ends by itself after its setup."""
         self._worker.on_death = call
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Call `call` in the event loop's thread, from any."""
+    loop.call_soon_threadsafe(call)

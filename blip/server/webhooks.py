@@ -7,12 +7,13 @@ each prediction has its own queue, and separate threads send. What is sent and h
 import asyncio
 import json
 import logging
+import time
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
-from weakref import WeakValueDictionary
 
 import requests
 from cog.schema import PredictionResponse, Status
@@ -23,36 +24,85 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
-from blip.server.egress import Egress, EgressError
+from blip.server.egress import Egress, EgressError, Session
+from blip.server.names import host_is
+from blip.server.room import Holding, Room, Who
+from blip.server.turns import Turns
 
 SECONDS = 15.0  # for one attempt
 TIMEOUT = (5, SECONDS)  # seconds to connect, seconds without a byte
 LONGEST_PAUSE = 120.0  # seconds between two attempts
 MAX_BACKLOG = 256_000_000  # bytes of events that wait; an event carries the inputs of its prediction
+MAX_OF_RECEIVER = MAX_BACKLOG // 2  # bytes for one host and port
 EVENT_BYTES = 20_000  # that an event takes in addition to its JSON, for its session
-THREADS = 32
-THREADS_PER_HOST = 4  # so that a slow receiver leaves threads for the others
+THREADS = 128
 
 log = logging.getLogger("blip.webhooks")
 
 
+class Event:
+    """One event; it gives way to others while it waits for another attempt."""
+
+    def __init__(self, url: str, body: bytes, name: str | None, *, final: bool) -> None:
+        self.url, self.body, self.name, self.final = url, body, name, final
+        self.is_pausing = False
+        self.is_given_up = False
+
+    def give_way(self) -> bool:
+        """Be given up, if its receiver has not taken it at the first attempt."""
+        if self.is_pausing:
+            self.is_given_up = True
+            self.body = b""
+            self.report("too many wait for their receivers")
+        return self.is_pausing
+
+    def report(self, failure: str) -> None:
+        """Log that it is lost, without the parts of the webhook that may be secret."""
+        parts = urllib.parse.urlsplit(self.url)
+        where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        kind = "final event" if self.final else "event"
+        log.warning(
+            "webhook to %s failed: %s; lost the %s of prediction %s for %s",
+            *(parts.hostname, failure, kind, self.name, where),
+        )
+
+
 class Outbox:
-    """The events that wait or are being sent; counted on the event loop's thread only."""
+    """The events that wait or are being sent; used on the event loop's thread only."""
 
     def __init__(self, egress: Egress) -> None:
         self.egress = egress
-        self.events = 0
-        self.size = 0  # bytes
+        self.events: set[Event] = set()
+        self.backlog = Room(MAX_BACKLOG, patience=0)
+        self.turns = Turns(THREADS)
         self.senders = ThreadPoolExecutor(THREADS, "webhook")
-        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by host
+        self.ending = asyncio.Event()  # then there is one last attempt
+        self._lost = 0
 
-    def is_full(self) -> bool:
-        """Whether predictions with a webhook must be refused."""
-        return self.size >= MAX_BACKLOG
+    def has_room(self, url: str) -> bool:
+        """Whether a prediction with this webhook can be taken; others may have to give way."""
+        who = _who(url)
+        return self.backlog.held_by(who[1]) < MAX_OF_RECEIVER and self.backlog.make_way(who, EVENT_BYTES)
 
-    def turn(self, host: str) -> asyncio.Semaphore:
-        """The semaphore that limits how many events are sent to `host` at a time."""
-        return self._turns.setdefault(host, asyncio.Semaphore(THREADS_PER_HOST))
+    def has_place(self, who: Who, size: int) -> bool:
+        """Whether there is place for an event that can be left out."""
+        return self.backlog.held_by(who[1]) < MAX_OF_RECEIVER and self.backlog.total + size <= MAX_BACKLOG
+
+    def lose(self, event: Event) -> None:
+        """Log that the server has ended before an event was taken."""
+        event.report("the server has ended")
+        self._lost += event.final
+        self.events.discard(event)
+
+    async def end(self, seconds: float) -> int:
+        """Try a last time to send what waits, within `seconds`; how many final events are lost."""
+        self.ending.set()
+        until = time.monotonic() + seconds
+        while self.events and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        for event in list(self.events):
+            self.lose(event)
+        return self._lost
 
     def caller(self, url: str) -> Callable[[PredictionResponse], None]:
         """Make a function that sends one prediction's state to `url`, like `cog.server.webhook.webhook_caller`."""
@@ -81,40 +131,43 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._outbox, self._url, self._retry = outbox, url, retry
         self._headers = {**headers, "Content-Type": "application/json"}
-        self._host = urllib.parse.urlsplit(url).hostname or ""
-        self._turn = outbox.turn(self._host)
-        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._who = _who(url)
+        self._queue: deque[tuple[Event, Holding]] = deque()
         self._running: asyncio.Task[None] | None = None
 
     def post(self, event: dict[str, Any], final: bool = False) -> None:
         """Queue an event, from any thread; nothing that the receiver does raises an error here."""
-        self._loop.call_soon_threadsafe(self._add, json.dumps(event).encode(), final)
+        made = Event(self._url, json.dumps(event).encode(), event.get("id"), final=final)
+        self._loop.call_soon_threadsafe(self._add, made)
 
-    def _add(self, body: bytes, final: bool) -> None:
-        if not final and self._outbox.is_full():  # the final event repeats everything
+    def _add(self, event: Event) -> None:
+        size = len(event.body) + EVENT_BYTES
+        # The final event repeats what is left out, and is taken in any case: its prediction was.
+        if not (event.final or self._outbox.has_place(self._who, size)):
             return
-        self._outbox.events += 1
-        self._outbox.size += len(body) + EVENT_BYTES
-        self._queue.append((body, final))
+        holding = self._outbox.backlog.hold(self._who, size, event.give_way, force=True)
+        assert holding
+        self._outbox.events.add(event)
+        self._queue.append((event, holding))
         if not self._running:
             self._running = self._loop.create_task(self._run())
 
     async def _run(self) -> None:
         while self._queue:
-            body, final = self._queue.popleft()
+            event, holding = self._queue.popleft()
             try:
-                await self._send(body, self._retry if final else Retry(0))
+                await self._send(event, self._retry if event.final else Retry(0))
             finally:
-                self._outbox.events -= 1
-                self._outbox.size -= len(body) + EVENT_BYTES
+                self._outbox.events.discard(event)
+                holding.let_go()
         self._running = None
 
-    async def _send(self, body: bytes, retry: Retry) -> None:
+    async def _send(self, event: Event, retry: Retry) -> None:
+        again = False
         while True:
             response, failure = None, "no answer"
             try:
-                async with self._turn:
-                    response = await self._loop.run_in_executor(self._outbox.senders, self._attempt, body)
+                response = await self._attempt(event, again=again)
                 failure = f"status {response.status_code}"
                 if not retry.is_retry("POST", response.status_code, "Retry-After" in response.headers):
                     break
@@ -123,20 +176,45 @@ class Delivery:
                 return
             except Exception as error:  # whatever a hostile receiver can make requests, urllib3 or http.client raise
                 failure = type(error).__name__
+            if self._outbox.ending.is_set():
+                self._outbox.lose(event)
+                return
             try:
                 retry = retry.increment("POST", self._url, error=HTTPError(failure))
             except MaxRetryError:
                 break
-            await asyncio.sleep(min(_asked_pause(retry, response) or retry.get_backoff_time(), LONGEST_PAUSE))
+            await self._pause(event, _asked_pause(retry, response) or retry.get_backoff_time())
+            if event.is_given_up:
+                return
+            again = True
         if response is None or not response.ok:
-            log.warning("webhook to %s failed: %s", self._host, failure)
+            event.report(failure)
 
-    def _attempt(self, body: bytes) -> requests.Response:
-        with self._outbox.egress.session(SECONDS) as session:
+    async def _pause(self, event: Event, seconds: float) -> None:
+        """Wait before another attempt; not when the server ends."""
+        event.is_pausing = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._outbox.ending.wait(), min(seconds, LONGEST_PAUSE))
+        event.is_pausing = False
+
+    async def _attempt(self, event: Event, *, again: bool) -> requests.Response:
+        async with self._outbox.turns.turn(self._who[0], again=again) as turn:
+            session = self._outbox.egress.session(SECONDS)
+            turn.cut = session.deadline.expire
+            return await self._loop.run_in_executor(self._outbox.senders, self._post, session, event.body)
+
+    def _post(self, session: Session, body: bytes) -> requests.Response:
+        with session:
             session.headers.update(self._headers)
             session.hooks["response"].append(_keep_method)
             with session.post(self._url, data=body, timeout=TIMEOUT, stream=True) as response:
                 return response  # its body is not read
+
+
+def _who(url: str) -> Who:
+    """The receiver at an address."""
+    parts = urllib.parse.urlsplit(url)
+    return host_is(parts.hostname or "", parts.port)
 
 
 def _asked_pause(retry: Retry, response: requests.Response | None) -> float | None:

@@ -9,23 +9,24 @@ from typing import Any
 from cog.server import worker as stock
 from cog.server.connection import AsyncConnection
 from cog.server.eventtypes import Cancel, Done, Envelope, PredictionInput
-from cog.types import URLPath
 from typing_extensions import override
 
 from blip.server.extending import overrides, rebind
+from blip.server.inputs import ImageAddress
 
 
 @overrides
 class Worker(stock.Worker):
-    """Cog's worker, with one thread that sends.
+    """Cog's worker, where a prediction ends exactly once: by itself, cancelled in whatever state, or cut off.
 
-    Messages of 16 KiB or more get mixed up when several threads send at once. One sender also keeps a prediction and
-    its cancellation in order; stock loses a cancellation that comes while the image is fetched.
+    Messages of 16 KiB or more get mixed up when several threads send at once; here one thread sends.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._sender = ThreadPoolExecutor(1, "sender")
+        #: The images of predictions that have not been sent to the process; guarded by Cog's `_predictions_lock`.
+        self._fetching: dict[str | None, list[ImageAddress]] = {}
         self.on_death: Callable[[], None] = lambda: None
 
     @override
@@ -33,36 +34,80 @@ class Worker(stock.Worker):
         """Cancel a prediction, started or not; do nothing if it has ended."""
         with self._predictions_lock:
             state = self._predictions_in_flight.get(tag)
-            if state and not state.cancel_sent:
-                state.cancel_sent = True
+            if state is None or state.cancel_sent:
+                return
+            state.cancel_sent = True
+            images = self._fetching.pop(tag, None)
+            if images is None:
                 self._sender.submit(self._events.send, Envelope(Cancel(), tag))
+        if images is not None:
+            self._stop_fetching(images)
+            self._end(Done(canceled=True), tag)
+
+    def cut_off(self, reason: str) -> int:
+        """End all predictions as failed, and take no others; how many there were."""
+        with self._predictions_lock:
+            self._state = stock.WorkerState.DEFUNCT
+            tags = list(self._predictions_in_flight)
+            fetching = list(self._fetching.values())
+            self._fetching.clear()
+        for images in fetching:
+            self._stop_fetching(images)
+        return sum(self._end(Done(error=True, error_detail=reason), tag) for tag in tags)
 
     @override
     def _start_prediction(
         self, tag: str | None, payload: dict[str, Any], *, context: dict[str, str] | None
     ) -> Callable[[], None]:
+        images = [value for value in payload.values() if isinstance(value, ImageAddress)]
+        self._fetching[tag] = images
+
         def start() -> None:
             """Run in the prediction's own thread, so slow downloads delay no other; stock shares eight threads."""
+            failure = None
             try:
                 for name, value in payload.items():
-                    if isinstance(value, URLPath):
+                    if isinstance(value, ImageAddress):
                         payload[name] = value.convert()
-                envelope = Envelope(PredictionInput(payload, context or {}), tag)
-                begun = self._sender.submit(self._send_unless_cancelled, envelope).result()
-                done = None if begun else Done(canceled=True)
             except Exception as error:
-                done = Done(error=True, error_detail=str(error))
-            if done and tag in self._predictions_in_flight:  # the death of the worker ends all of them
-                self._publish(Envelope(done, tag))
-                self._complete_prediction(done, tag)
+                failure = Done(error=True, error_detail=str(error))
+            with self._predictions_lock:
+                ended = self._fetching.get(tag) is not images
+                if not ended:
+                    del self._fetching[tag]
+                    if not failure:
+                        self._sender.submit(self._events.send, Envelope(PredictionInput(payload, context or {}), tag))
+            if ended:  # while the image was fetched
+                for image in images:
+                    image.unlink(missing_ok=True)
+            elif failure:
+                self._end(failure, tag)
 
         return start
 
-    def _send_unless_cancelled(self, envelope: Envelope) -> bool:
-        if self._predictions_in_flight[envelope.tag].cancel_sent:
+    @override
+    def _publish(self, e: Envelope) -> None:
+        if not (isinstance(e.event, Done) and e.tag is not None):  # `_end` tells the end of a prediction
+            super()._publish(e)
+
+    @override
+    def _complete_prediction(self, done: Done, tag: str | None) -> None:
+        self._end(done, tag)
+
+    def _end(self, done: Done, tag: str | None) -> bool:
+        """End a prediction; tell whether it had not ended before."""
+        with self._predictions_lock:
+            state = self._predictions_in_flight.pop(tag, None)
+        if state is None:
             return False
-        self._events.send(envelope)
+        super()._publish(Envelope(done, tag))
+        state.result.set_result(done)
         return True
+
+    @staticmethod
+    def _stop_fetching(images: list[ImageAddress]) -> None:
+        for image in images:
+            image.cancel()
 
     @override
     def _consume_events(self) -> None:

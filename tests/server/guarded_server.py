@@ -10,13 +10,16 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from benchmarks.harness import Server
+from blip.server.webhooks import SECONDS
 from tests.peers import FileServer, Receiver
 
 PUBLIC = "93.184.216.34"
@@ -25,7 +28,10 @@ SIOCSIFADDR, SIOCSIFFLAGS, IFF_UP = 0x8916, 0x8914, 1  # <linux/sockios.h>, <lin
 
 
 class NameServer:
-    """Answers UDP questions for IPv4 addresses; a name with several answers in turn gives one after the other."""
+    """Answers UDP questions for IPv4 addresses; a name with several answers in turn gives one after the other.
+
+    Names of silent.test are never answered; those of public.test are all the public address.
+    """
 
     names: ClassVar[dict[str, list[list[str]]]] = {
         "public.test": [[PUBLIC]],
@@ -49,7 +55,9 @@ class NameServer:
                 labels.append(question[at + 1 : at + 1 + length].decode())
                 at += 1 + length
             name, (kind,) = ".".join(labels), struct.unpack_from(">H", question, at + 1)
-            turns = self.names.get(name, [[]])
+            if name.endswith(".silent.test"):
+                continue
+            turns = self.names.get("public.test" if name.endswith(".public.test") else name, [[]])
             addresses = []
             if kind == 1:
                 addresses = turns[min(self.asked.count(name), len(turns) - 1)]
@@ -190,3 +198,27 @@ def test_public_webhooks_are_called(guarded: Server, public: FileServer) -> None
     with contextlib.closing(Receiver(address=PUBLIC)) as receiver:
         guarded.predict(input={"image": f"{public.url}/pair.jpg"}, webhook=receiver.url)
         assert receiver.until_completed()[-1]["output"] == CAPTION
+
+
+@pytest.mark.parametrize("domain", ["silent.test", "public.test"])
+def test_a_wildcard_of_hosts_that_never_answer_delays_no_other(
+    guarded: Server, public: FileServer, domain: str
+) -> None:
+    """Neither hosts that take connections and are silent, nor names that are never resolved."""
+    image = f"{public.url}/pair.jpg"
+    with (
+        contextlib.closing(Receiver(address=PUBLIC)) as receiver,
+        contextlib.closing(socket.create_server((PUBLIC, 0), backlog=1000)) as silent,
+        ThreadPoolExecutor(32) as pool,
+    ):
+
+        def ask(number: int) -> int:
+            hook = f"http://host{number}.{domain}:{silent.getsockname()[1]}/hook"
+            answer = guarded.predict(input={"image": image}, webhook=hook, webhook_events_filter=["completed"])
+            return answer.status_code
+
+        assert set(pool.map(ask, range(200))) == {200}
+        started = time.monotonic()
+        guarded.predict(input={"image": image}, webhook=receiver.url, webhook_events_filter=["completed"])
+        assert receiver.until_completed()[-1]["output"] == CAPTION
+        assert time.monotonic() - started < SECONDS, "an attempt takes as long where nobody waits"

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from PIL import Image
 from starlette.types import Message
 
 from benchmarks.harness import DEADLINE, EXAMPLES, Server, data_uri, free_port, wait_until
+from blip import __version__
 from blip.server import bodies
+from blip.server.room import Room
 from tests.image_files import encoded, png
 from tests.peers import FileServer
 
@@ -40,9 +43,13 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ask(server, PAIR)
         before = server.peak_memory()
         yield server
-        wait_until(lambda: list(temporary.iterdir()) == [], "temporary files to be removed")
+        wait_until(lambda: files_in(temporary) == [], "temporary files to be removed")
         after = server.peak_memory()
         assert all(later - earlier < MEMORY for earlier, later in zip(before, after, strict=True))
+
+
+def files_in(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def ask(server: Server, image: Any, **more: Any) -> dict[str, Any]:
@@ -344,6 +351,12 @@ def test_a_cookie_that_a_redirect_sets_is_sent_on(limited: Server, files: FileSe
     assert ask(limited, f"{files.url}/cookie/pair.jpg")["output"] == CAPTION
 
 
+def test_a_download_says_who_asks(limited: Server, files: FileServer) -> None:
+    """Hosts refuse the names of libraries."""
+    assert ask(limited, f"{files.url}/redirect//pair.jpg")["output"] == CAPTION
+    assert files.agents == {f"blip/{__version__}"}
+
+
 def test_an_idle_connection_stays_open_longer_than_stock_keeps_it(limited: Server) -> None:
     with contextlib.closing(limited.connect()) as connection:
         assert connection.health() == "READY"
@@ -392,8 +405,9 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    limit = bodies.BodyLimit(FastAPI(), max_body=100, is_busy=lambda: False)
-    asyncio.run(limit({"type": "http", "method": "POST", "path": "/predictions"}, never, send))
+    limit = bodies.BodyLimit(FastAPI(), Room(500, 0), ContextVar("current"), max_body=100, is_busy=lambda: False)
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/predictions", "headers": [], "client": None}
+    asyncio.run(limit(scope, never, send))
     assert sent[0]["status"] == 408
 
 

@@ -1,4 +1,4 @@
-"""The two edits to the stock server, by scripts/patch_cog and by cog.yaml; the rest of it is as it was shipped."""
+"""The edits to the stock server, by scripts/patch_cog and by cog.yaml; the rest of it is as it was shipped."""
 
 import base64
 import hashlib
@@ -14,6 +14,7 @@ import yaml
 
 from benchmarks.harness import ROOT
 
+FIRST = 'if __name__ == "__main__": import blip.server\n'
 OURS = "    from blip.server import Server, create_app\n"
 #: The hash of every file, from the wheel's RECORD.
 SHIPPED = {str(file): file.hash.value for file in distribution("cog").files or () if file.hash}
@@ -35,7 +36,7 @@ def http(tmp_path: Path) -> Path:
     copy.parent.mkdir(parents=True)
     (tmp_path / "cog" / "__init__.py").touch()
     host = re.compile(r'(dest="host",\s+type=str,\s+default=)None')
-    copy.write_text(host.sub(r'\1"0.0.0.0"', installed(HTTP).read_text().replace(OURS, "")))
+    copy.write_text(host.sub(r'\1"0.0.0.0"', installed(HTTP).read_text().removeprefix(FIRST).replace(OURS, "")))
     assert digest(copy) == SHIPPED[HTTP]
     return copy
 
@@ -50,14 +51,22 @@ def patch(http: Path) -> subprocess.CompletedProcess[str]:
     return run(http, str(ROOT / "scripts" / "patch_cog"), sys.executable)
 
 
-def test_nothing_but_two_edits_to_one_file_differs_from_the_release(http: Path) -> None:
+def test_nothing_but_a_host_and_two_lines_of_one_file_differs_from_the_release(http: Path) -> None:
     others = [name for name, shipped in SHIPPED.items() if name != HTTP and digest(installed(name)) != shipped]
     assert others == []
     shipped = http.read_text()
     assert patch(http).returncode == 0
     edited = http.read_text()
     assert edited == installed(HTTP).read_text()
-    assert len(edited.splitlines()) == len(shipped.splitlines()) + 1
+    assert len(edited.splitlines()) == len(shipped.splitlines()) + 2
+    assert patch(http).returncode == 0
+    assert http.read_text() == edited
+
+
+def test_what_an_older_release_has_patched_gets_what_it_lacks(http: Path) -> None:
+    assert patch(http).returncode == 0
+    edited = http.read_text()
+    http.write_text(edited.removeprefix(FIRST))
     assert patch(http).returncode == 0
     assert http.read_text() == edited
 

@@ -7,6 +7,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -91,8 +92,73 @@ def test_after_the_grace_period_the_server_ends_whatever_still_runs(files: FileS
             answer = pool.submit(server.predict, **dripping)
             wait_until(lambda: files.requests > 0, "the download")
             server.process.send_signal(signal.SIGTERM)
-            assert answer.result().status_code == 500
+            assert answer.result().json()["error"] == (
+                "the server was stopped, and it took longer than 1 s; send it again."
+            )
         assert server.process.wait(DEADLINE) == 1
+
+
+def test_a_prediction_that_is_cut_off_ends_with_a_final_event(
+    files: FileServer, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Also one that began after the signal, and in whatever state; the status is 1 and no file is left."""
+    with Server({**STUB, "BLIP_GRACE_SECONDS": "2", "BLIP_TEST_THINKING": str(tmp_path / "thinking")}) as server:
+        server.wait_for("READY")
+        for name, inputs in (("fetched", {"input": {"image": f"{files.url}/drip"}}), ("run", question("think"))):
+            hook: dict[str, Any] = {"webhook": receiver.url, "webhook_events_filter": ["completed"]}
+            assert server.predict(id=name, headers={"Prefer": "respond-async"}, **hook, **inputs).status_code == 202
+        wait_until((tmp_path / "thinking").exists, "its start")
+        server.process.send_signal(signal.SIGTERM)
+        ended = {event["id"]: event for event in (receiver.until_completed()[-1] for _ in range(2))}
+        assert {event["status"] for event in ended.values()} == {"failed"}
+        sentence = "the server was stopped, and it took longer than 2 s; send it again."
+        assert [ended[name]["error"] for name in ("fetched", "run")] == [sentence] * 2
+        assert server.process.wait(DEADLINE) == 1
+
+
+def test_a_final_event_that_nobody_takes_until_the_end_is_in_the_log() -> None:
+    with Server({"BLIP_GRACE_SECONDS": "1"}) as server, contextlib.closing(Receiver(*[503] * 100)) as refusing:
+        server.wait_for("READY")
+        hook: dict[str, Any] = {"webhook": refusing.url.replace("//", "//name:secret@") + "?key=secret"}
+        server.predict(id="pending", **hook, **question("what color is the circle?"))
+        refusing.until_completed()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(DEADLINE) == 1
+        assert f"the server has ended; lost the final event of prediction pending for {refusing.url}" in server.log()
+        assert "secret" not in server.log()
+
+
+def test_a_final_event_waits_no_longer_when_the_server_ends() -> None:
+    """The receiver asks for an hour; it gets a last attempt, takes it, and nothing is lost."""
+    with (
+        Server({"BLIP_GRACE_SECONDS": "1"}) as server,
+        contextlib.closing(Receiver(503, Retry_After="3600")) as receiver,
+    ):
+        server.wait_for("READY")
+        hook: dict[str, Any] = {"webhook": receiver.url, "webhook_events_filter": ["completed"]}
+        server.predict(**hook, **question("what color is the circle?"))
+        receiver.until_completed()
+        server.process.send_signal(signal.SIGTERM)
+        receiver.until_completed()
+        assert server.process.wait(DEADLINE) == 0
+
+
+def test_the_files_of_a_server_that_was_killed_are_removed_at_the_next_start(files: FileServer, tmp_path: Path) -> None:
+    def left() -> list[Path]:
+        return [path for path in tmp_path.rglob("*") if path.is_file()]
+
+    with Server({"TMPDIR": str(tmp_path)}) as living, Server({"TMPDIR": str(tmp_path)}) as killed:
+        for server in (living, killed):
+            server.wait_for("READY")
+            dripping = {"input": {"image": f"{files.url}/drip"}}
+            server.predict(headers={"Prefer": "respond-async"}, **dripping)
+        wait_until(lambda: len(left()) == 2, "the downloads")
+        os.killpg(killed.process.pid, signal.SIGKILL)
+        killed.process.wait()
+        with Server({"TMPDIR": str(tmp_path)}) as another:
+            another.wait_for("READY")
+            assert len(left()) == 1, "the file of the server that lives"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_is_starting_can_be_stopped() -> None:
