@@ -25,8 +25,9 @@ SEED = 20261123
 SAMPLES = 20_000
 SIDE = 32
 LARGE = r"image (has|is in) [0-9a-zM ]+, more than (the )?[0-9a-z ]+; (send a smaller one|save it anew)\."
+HUNGRY = "image takes more than 1280 MiB of memory to decode; send a smaller one."  # or says that it would
 MUCH = r"image (has|is in) more than [0-9A-Za-z ]+; save it anew( without (it|them))?\."
-SENTENCE = re.compile("|".join([*map(re.escape, (EMPTY, UNKNOWN, DAMAGED)), LARGE, MUCH]))
+SENTENCE = re.compile("|".join([*map(re.escape, (EMPTY, UNKNOWN, DAMAGED, HUNGRY)), LARGE, MUCH]))
 NUMBERS = (0, 1, 2, 7, 8, 16, 127, 128, 255, 256, 4095, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
 
