@@ -4,7 +4,10 @@ uvicorn has a time-out for connections that are idle after an answer, and for no
 """
 
 import asyncio
+import contextlib
 import resource
+import socket
+import struct
 from typing import Any
 
 import h11
@@ -68,7 +71,7 @@ class Connection(H11Protocol):
         self._holding = self._connections.room.hold(who_is(address), 1, self._give_way)
         self._connections.open.add(self)
         if not self._holding:
-            transport.abort()
+            self._abort()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,7 +101,7 @@ class Connection(H11Protocol):
         elif self._unread_since is None:
             self._unread_since = now
         elif now > self._unread_since + SEND_SECONDS:
-            self.transport.abort()
+            self._abort()
         if self._is_serving():  # a body has its own time
             return
         last = self._idle_since + self._connections.idle_seconds
@@ -139,5 +142,9 @@ class Connection(H11Protocol):
         return self._abort()
 
     def _abort(self) -> bool:
+        """End the connection, and have the kernel drop what the client has not read, which may be megabytes."""
+        connection = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # it has ended by itself
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
         return True

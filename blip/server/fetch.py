@@ -58,11 +58,12 @@ class Source:
         scheme = value[:6].partition(":")[0].lower()
         if scheme == "data":
             # Base64 has 4 characters for 3 bytes; text may have 3 for one.
-            header, comma, self._data = value.partition(",")
+            self._data, self._start = value, value.find(",") + 1  # not a copy: it may be large
+            header = value[: max(self._start - 1, 0)]
             self._base64 = header.replace(" ", "").lower().endswith(";base64")  # browsers allow spaces before it
-            if not comma or not value.isascii():
+            if not self._start or not value.isascii():
                 raise FetchError("image is a malformed data address; send data:image/jpeg;base64, and the file.")
-            if len(self._data) > fetcher.max_bytes * (1.5 if self._base64 else 3):
+            if len(value) - self._start > fetcher.max_bytes * (1.5 if self._base64 else 3):
                 raise self._too_large()
             self._url = None
         else:
@@ -125,7 +126,7 @@ class Source:
             raise FetchError("image is a data address with damaged base64; encode the whole file again.") from error
 
     def _unquoted(self) -> Iterator[bytes]:
-        start = 0
+        start = self._start
         while start < len(self._data):
             end = start + BLOCK
             cut = self._data.rfind("%", end - 2, end)

@@ -3,11 +3,13 @@
 import asyncio
 import functools
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any
 
 from cog.schema import PredictionRequest
 from cog.server.errors import RunnerBusyError
+from cog.server.eventtypes import Done
 from cog.server.runner import PredictionRunner, PredictTask
 from cog.server.worker import WorkerState
 from typing_extensions import override
@@ -24,6 +26,19 @@ class Prediction(PredictTask):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.cancel: Callable[[], None] = lambda: None
+
+    @override
+    def track(self, fut: "Future[Done]") -> None:
+        super().track(fut)
+        fut.add_done_callback(self._let_go)
+
+    def _let_go(self, fut: "Future[Done]") -> None:
+        """Let the callbacks go: they know this prediction, which would then stay, with its image, as garbage."""
+        self._fut = Future()
+        if error := fut.exception():
+            self._fut.set_exception(error)
+        else:
+            self._fut.set_result(fut.result())
 
     @override
     async def wait_async(self) -> None:
