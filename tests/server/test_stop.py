@@ -144,20 +144,19 @@ def test_a_final_event_waits_no_longer_when_the_server_ends() -> None:
 
 
 def test_the_files_of_a_server_that_was_killed_are_removed_at_the_next_start(files: FileServer, tmp_path: Path) -> None:
-    def left() -> list[Path]:
-        return [path for path in tmp_path.rglob("*") if path.is_file()]
-
     with Server({"TMPDIR": str(tmp_path)}) as living, Server({"TMPDIR": str(tmp_path)}) as killed:
-        for server in (living, killed):
-            server.wait_for("READY")
-            dripping = {"input": {"image": f"{files.url}/drip"}}
-            server.predict(headers={"Prefer": "respond-async"}, **dripping)
-        wait_until(lambda: len(left()) == 2, "the downloads")
+        living.wait_for("READY")
+        killed.wait_for("READY")
+        killed.predict(headers={"Prefer": "respond-async"}, input={"image": f"{files.url}/drip"})
+        wait_until(lambda: any(path.is_file() for path in tmp_path.rglob("*")), "the download")
         os.killpg(killed.process.pid, signal.SIGKILL)
         killed.process.wait()
         with Server({"TMPDIR": str(tmp_path)}) as another:
             another.wait_for("READY")
-            assert len(left()) == 1, "the file of the server that lives"
+            assert not any(path.is_file() for path in tmp_path.rglob("*"))
+            assert len(list(tmp_path.iterdir())) == 2
+            asked = question("what color is the circle?")
+            assert living.predict(**asked).json()["status"] == "succeeded", "it has its directory"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,6 +175,13 @@ def test_a_grace_period_that_is_no_number_is_found_at_the_start(grace: str) -> N
             f"BLIP_GRACE_SECONDS={grace} is not a number of seconds; set it to a number from 1 to 86400.\n"
             == server.log()
         )
+
+
+def test_an_interval_that_cog_reads_before_all_else_is_one_sentence_too() -> None:
+    with Server({"COG_THROTTLE_RESPONSE_INTERVAL": "fast"}) as server:
+        assert server.process.wait(DEADLINE) == 1
+        sentence = "COG_THROTTLE_RESPONSE_INTERVAL=fast is not a number of seconds; set it to a number from 0 to 86400."
+        assert server.log() == f"{sentence}\n"
 
 
 def wait_for_the_end(server: Server) -> None:
