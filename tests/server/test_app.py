@@ -89,10 +89,12 @@ def test_a_file_that_is_no_image_is_one_plain_sentence(server: Server) -> None:
     )
 
 
-def test_a_cut_off_image_is_one_plain_sentence(server: Server, tmp_path: Path) -> None:
-    half = tmp_path / "half.jpg"
-    half.write_bytes(PAIR.read_bytes()[: PAIR.stat().st_size // 2])
-    body = server.predict(input={"image": data_uri(half)}).json()
+def test_an_image_that_is_cut_off_before_anything_can_be_seen_is_one_plain_sentence(
+    server: Server, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(PAIR.read_bytes()[:300])
+    body = server.predict(input={"image": data_uri(cut)}).json()
     assert body["status"] == "failed"
     assert body["error"].startswith("image could not be read: it is damaged or incomplete")
 
