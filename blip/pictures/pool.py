@@ -25,7 +25,7 @@ _ENDING_SECONDS = 10.0  # for the kernel to tell how a process ended
 #: What a decoding process is told of the environment; codecs need no tokens.
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 #: One thread each. glibc gives blocks of this size back at once; by itself it keeps what a large picture needed.
-_SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+_SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 23)}
 
 _CRASHED = "image could not be read: decoding it crashed; save it anew or send another one."
 _TOO_SLOW = f"image takes more than {CPU_SECONDS} s to decode; send a smaller one or save it anew."
