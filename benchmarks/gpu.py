@@ -9,7 +9,6 @@ decisions. It takes up to eight minutes. Prints a table and a line of JSON, and 
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import subprocess
@@ -18,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +25,17 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import DEADLINE, MIB, ROOT, START, Server
+from benchmarks.latency import precisions
 from benchmarks.machine import machine
+from benchmarks.outcome import finish, head
 from benchmarks.random_bundle import write_bundle
 from benchmarks.scenes import Scenes, disagreement, lavis_results, load_exact, run
 from benchmarks.throughput import WORKLOADS, measure
 from blip.batcher import Batcher
-from blip.config import DTYPES
 from blip.device import check_device
 from blip.engine.encoders import encode_image
 from blip.engine.graphs import bucket_sizes
 from blip.engine.model import Model
-from blip.engine.precision import PrecisionError, check
 from blip.tasks import TASKS, Outputs, Sample, Task
 from blip.weights.bundle import Bundle, open_bundle
 from blip.weights.load import load_models
@@ -91,18 +89,6 @@ class Bench:
             models = {task: model.with_graphs(max_batch, lambda work: work) for task, model in models.items()}
         return models
 
-    def precisions(self) -> list[str]:
-        """Those that the device has."""
-        found = []
-        for dtype in DTYPES:
-            try:
-                check(self.device, dtype)
-            except PrecisionError as reason:
-                print(f"without {dtype}: {reason}")
-            else:
-                found.append(dtype)
-        return found
-
 
 def main(argv: Sequence[str]) -> int:
     """Run it."""
@@ -121,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
         path = Path(folder) / "bundle"
         write_bundle(path, small=dry)
         bundle = open_bundle(path)
-        dtypes = ["float32"] if dry else bench.precisions()
+        dtypes = ["float32"] if dry else precisions(bench.device)
         compare_scenes(bench, 8 if dry else options.scenes, dtypes)
         compare_random(bench, bundle, options.pictures, dtypes)
         default = "float32" if dry else "float16"
@@ -131,20 +117,14 @@ def main(argv: Sequence[str]) -> int:
         if not options.no_http:
             http(bench, path, default)
     result = {
-        "benchmark": "gpu",
-        "quick": dry,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **head("gpu", quick=dry),
         **machine(bench.device.type),
         "driver": driver(),
         "torch": torch.__version__,
         "figures": bench.figures,
     }
     print(f"\non {result['cpu']}, {result['cores']} cores, {result.get('gpu', 'no GPU')}")
-    line = json.dumps(result)
-    if not dry:
-        card = result["gpu"].replace(" ", "-")
-        (ROOT / "benchmarks" / "results" / f"gpu-{card}-{result['time'][:10]}.json").write_text(line + "\n")
-    print(line)
+    finish(result, None if dry else f"gpu-{result['gpu'].replace(' ', '-')}-{result['time'][:10]}")
     return 0
 
 

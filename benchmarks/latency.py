@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from benchmarks.contender import TASKS
 from benchmarks.harness import ROOT
 from benchmarks.hf_environment import hf_python
 from benchmarks.machine import machine
+from benchmarks.outcome import finish, head
 from benchmarks.race import print_table, race, race_small
 from benchmarks.scenes import disagreement
 from blip.config import DTYPES
@@ -63,9 +63,7 @@ def main(argv: Sequence[str]) -> None:
             print_table(found)
             rows += found
     result = {
-        "benchmark": "latency",
-        "quick": options.quick,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **head("latency", quick=options.quick),
         **machine(device.type),
         "versions": {name: versions(pythons[key]) for name, key in (("ours", "lavis"), ("hf", "hf")) if key in pythons},
         "rounds": options.rounds,
@@ -73,12 +71,7 @@ def main(argv: Sequence[str]) -> None:
         "scenes": compare_on_scenes(options.scenes, device, names),
     }
     print(f"\non {result['cpu']}, {result['cores']} cores, {result.get('gpu', 'no GPU')}")
-    line = json.dumps(result)
-    if not options.task and not options.quick:
-        kept = ROOT / "benchmarks" / "results" / f"latency-{device.type}.json"
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(line + "\n")
-    print(line)
+    finish(result, None if options.task or options.quick else f"latency-{device.type}")
 
 
 def compare_on_scenes(count: int, device: torch.device, names: Sequence[str]) -> dict[str, Any]:

@@ -16,14 +16,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, datetime
 from http.client import HTTPException
 from itertools import count
 from multiprocessing import get_context
 from typing import Any
 
-from benchmarks.harness import EXAMPLES, MIB, ROOT, START, Connection, Peer, Server, chosen, data_uri
+from benchmarks.harness import EXAMPLES, MIB, START, Connection, Peer, Server, chosen, data_uri
 from benchmarks.machine import machine
+from benchmarks.outcome import finish, head
 from benchmarks.processes import memory, pin
 from benchmarks.throughput import INPUTS, percentile
 
@@ -59,9 +59,7 @@ def main(argv: Sequence[str]) -> None:
     with Server(environment) as server:
         server.wait_for("READY", START)
         result = {
-            "benchmark": "overload",
-            "quick": options.quick,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **head("overload", quick=options.quick),
             **machine("cpu"),
             "threads": 1,
             "weights": environment["BLIP_WEIGHTS"],
@@ -71,10 +69,7 @@ def main(argv: Sequence[str]) -> None:
             **measure(server, seconds, busy=cores[0], spare=cores[1]),
         }
     print_table(result)
-    line = json.dumps(result)
-    if not options.quick:
-        (ROOT / "benchmarks" / "results" / "overload-cpu.json").write_text(line + "\n")
-    print(line)
+    finish(result, None if options.quick else "overload-cpu")
 
 
 def print_table(result: dict[str, Any]) -> None:

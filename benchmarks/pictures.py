@@ -9,7 +9,6 @@ the service may have. Prints a table and one line of JSON, and keeps that line u
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import sys
@@ -17,15 +16,14 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from benchmarks.harness import ROOT
 from benchmarks.machine import machine
+from benchmarks.outcome import finish, head
 from blip.lavis import import_lavis, pixel_processor
 from blip.pictures.pool import Pool
 
@@ -45,18 +43,13 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = asyncio.run(measure(make_pictures(Path(folder)), rounds))
     result = {
-        "benchmark": "pictures",
-        "quick": options.quick,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **head("pictures", quick=options.quick),
         **machine("cpu"),
         "rounds": rounds,
         "rows": rows,
     }
     print_table(result)
-    line = json.dumps(result)
-    if not options.quick:
-        (ROOT / "benchmarks" / "results" / "pictures-cpu.json").write_text(line + "\n")
-    print(line)
+    finish(result, None if options.quick else "pictures-cpu")
 
 
 def make_pictures(folder: Path) -> dict[str, Path]:

@@ -63,16 +63,21 @@ def tokenizer(folder: Path, size: int = 0) -> Any:
     return make_tokenizer(vocabulary)
 
 
+def dimensions(task: str, tokenizer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` for a task and a vocabulary, as a bundle has it."""
+    text = {"vocab_size": len(tokenizer), **config["text"]}
+    vision = dict(config["vision"])
+    if task == "answer":  # the decoder reads the text encoder's states, the text encoder the image's, in one width
+        text["encoder_width"] = vision["embed_dim"] = text["hidden_size"]
+    return {**config, "text": text, "vision": vision}
+
+
 def random_blip(task: str, seed: int, tokenizer: Any, config: dict[str, Any] = SMALL, end: float = 1.0) -> Any:
     """LAVIS's model of `task` with random weights, so scaled that one token is usually far likelier than the next.
 
     `end` is added to the end token's bias, so that texts end at different lengths.
     """
-    text = {"vocab_size": len(tokenizer), **config["text"]}
-    vision = dict(config["vision"])
-    if task == "answer":  # the decoder reads the text encoder's states, the text encoder the image's, in one width
-        text["encoder_width"] = vision["embed_dim"] = text["hidden_size"]
-    net = build(task, {**config, "text": text, "vision": vision}, tokenizer)
+    net = build(task, dimensions(task, tokenizer, config), tokenizer)
     generator = torch.Generator().manual_seed(seed)
 
     def weights(name: str, shape: torch.Size) -> Tensor:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, random_blip, tokenizer
+from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, dimensions, random_blip, tokenizer
 from blip.weights.bundle import TASKS, BundleWriter
 
 #: Tokens of a caption (its prompt included) and of an answer.
@@ -25,12 +25,9 @@ def write_bundle(path: Path, *, small: bool = False) -> None:
                 dict(SMALL) if small else {**FULL, "image_size": SIZES[task], "max_txt_len": TEXTS[task]}
             )
             net = random_blip(task, 0, words, config)
-            text, vision = {"vocab_size": len(words), **config["text"]}, dict(config["vision"])
-            if task == "answer":  # as random_blip makes it
-                text["encoder_width"] = vision["embed_dim"] = text["hidden_size"]
             search = {}
             if task in lengths:
                 search = {"num_beams": 3, "min_length": lengths[task], "max_length": lengths[task]}
-            kept = {name: value for name, value in config.items() if name != "gain"}
+            kept = {name: value for name, value in dimensions(task, words, config).items() if name != "gain"}
             parameters = {name: parameter.half() for name, parameter in net.named_parameters()}
-            writer.model(task, {**kept, "text": text, "vision": vision, **search}, parameters)
+            writer.model(task, {**kept, **search}, parameters)

@@ -52,7 +52,7 @@ def load_exact(bundle: Bundle, device: torch.device) -> dict[str, Model]:
         config = bundle.config(task)
         net = build(task, config, load_tokenizer(bundle))
         fill(net, bundle.tensors(task), device, torch.float32, where=str(bundle.path))
-        search = None if task == "match" else Search(config["num_beams"], config["min_length"], config["max_length"])
+        search = None if task == "match" else Search.of(config)
         exact[task] = Model(net.to(device).eval(), device, config["image_size"], search)
     return exact
 

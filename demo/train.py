@@ -157,7 +157,7 @@ def _share_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 def _as_model(task: str, net: Any) -> Model:
     use = USE[task]
-    search = Search(use["num_beams"], use["min_length"], use["max_length"]) if "num_beams" in use else None
+    search = Search.of(use) if "num_beams" in use else None
     return Model(net, torch.device("cpu"), IMAGE_SIZE, search)
 
 

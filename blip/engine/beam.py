@@ -6,8 +6,9 @@ depends on the batch. Whatever produces the logits is behind one callable.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ class Search:
     num_beams: int
     min_length: int
     max_length: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Search":
+        """The settings as a bundle's config.json has them."""
+        return cls(config["num_beams"], config["min_length"], config["max_length"])
 
 
 class NonFiniteLogitsError(RuntimeError):

@@ -132,16 +132,17 @@ def split_heads(attention: Module, x: Tensor, parts: int = 1) -> Tensor:
     return x.view(batch, length, parts, attention.self.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
 
 
-def join_projections(bert: Module) -> None:
+def join_projections(model: Module) -> None:
     """Let each BertAttention compute its keys and values, and the queries of what attends to itself, in one product.
 
     A GPU is quicker with few large products. On a CPU they stay LAVIS's own.
     """
-    for layer in bert.encoder.layer:
-        own, cross = layer.attention.self, layer.crossattention.self
-        own.joined = _joined(own.query, own.key, own.value)
-        cross.joined = _joined(cross.key, cross.value)
-        del own.query, own.key, own.value, cross.key, cross.value
+    for layer in model.modules():
+        if hasattr(layer, "crossattention"):
+            own, cross = layer.attention.self, layer.crossattention.self
+            own.joined = _joined(own.query, own.key, own.value)
+            cross.joined = _joined(cross.key, cross.value)
+            del own.query, own.key, own.value, cross.key, cross.value
 
 
 def _joined(*linears: nn.Linear) -> nn.Linear:

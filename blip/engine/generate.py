@@ -108,9 +108,8 @@ def match(
         B matches, a NonFiniteLogitsError in the place of one that failed.
     """
     ids, mask = _batch(model, texts, pixels)
-    bucket = graphs.bucket(len(pixels)) if graphs else None
-    if graphs and bucket:
-        scores = graphs.run(bucket, pixels, ids, mask)
+    if graphs and graphs.has_room(len(pixels)):
+        scores = graphs.run(pixels, ids, mask)
     else:
         scores = forward.match_scores(model, pixels, ids, mask)
     matches = [Match(*pair) for pair in scores.tolist()]
@@ -139,9 +138,8 @@ def answer_prompt(model: Module) -> Tensor:
 def _caption_search(
     model: Module, pixels: Tensor, search: Search, graphs: TextGraphs | None, *, follow: bool
 ) -> Iterator[list[Sample]]:
-    bucket = graphs.bucket(len(pixels)) if graphs else None
-    if graphs and bucket:
-        yield from graphs.run(bucket, follow, pixels)
+    if graphs and graphs.has_room(len(pixels)):
+        yield from graphs.run(follow, pixels)
         return
     prompt = caption_prompt(model).to(pixels.device).expand(len(pixels), -1)
     states = model.visual_encoder.pos_embed.shape[1]
@@ -160,9 +158,8 @@ def _answer_search(
     follow: bool,
 ) -> Iterator[list[Sample]]:
     ids, mask = _batch(model, questions, pixels)
-    bucket = graphs.bucket(len(pixels)) if graphs else None
-    if graphs and bucket:
-        yield from graphs.run(bucket, follow, pixels, ids, mask)
+    if graphs and graphs.has_room(len(pixels)):
+        yield from graphs.run(follow, pixels, ids, mask)
         return
     prompt = answer_prompt(model).to(pixels.device).expand(len(pixels), -1)
     decoder = CachedDecoder(model.text_decoder, DecoderShape(len(ids), ids.shape[1], True, 1, search))

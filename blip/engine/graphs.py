@@ -131,9 +131,13 @@ class Graphs:
         """The buckets that can be used, the smallest first."""
         return sorted(self._recorded)
 
-    def bucket(self, batch: int) -> int | None:
-        """The smallest that holds `batch` samples; None if there is none."""
-        return min((size for size in self._recorded if size >= batch), default=None)
+    def has_room(self, batch: int) -> bool:
+        """Whether there is a bucket for `batch` samples."""
+        return any(size >= batch for size in self._recorded)
+
+    def bucket(self, batch: int) -> int:
+        """The smallest that holds `batch` samples."""
+        return min(size for size in self._recorded if size >= batch)
 
 
 class MatchGraphs(Graphs):
@@ -147,10 +151,10 @@ class MatchGraphs(Graphs):
     def _work(net: Module, inputs: Inputs) -> Work:
         return lambda: forward.match_scores(net, inputs.pixels, inputs.ids, inputs.mask)
 
-    def run(self, bucket: int, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """`forward.match_scores` for a batch; valid until the next run."""
+    def run(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """`forward.match_scores` for a batch that there is room for; valid until the next run."""
         self.inputs.fill(pixels, ids, mask)
-        (match,) = self._recorded[bucket]
+        (match,) = self._recorded[self.bucket(len(pixels))]
         return match()[: len(pixels)]
 
 
@@ -196,10 +200,11 @@ class TextGraphs(Graphs):
         return [begin, lambda: advance(decoder.step(search.next, search.parents))]
 
     def run(
-        self, bucket: int, follow: bool, pixels: Tensor, ids: Tensor | None = None, mask: Tensor | None = None
+        self, follow: bool, pixels: Tensor, ids: Tensor | None = None, mask: Tensor | None = None
     ) -> Iterator[list[Sample]]:
-        """As `beam.beam_search`, but without `follow` only the outcome is yielded."""
-        batch, search = len(pixels), self._searches[bucket]
+        """As `beam.beam_search`, for a batch that there is room for; without `follow` only the outcome is yielded."""
+        batch, bucket = len(pixels), self.bucket(len(pixels))
+        search = self._searches[bucket]
         begin, step = self._recorded[bucket]
         self.inputs.fill(pixels, ids, mask)
         self._flag.fill_(False)  # the device is idle: the run before has been read

@@ -28,9 +28,7 @@ def prepare(model: Any, device: torch.device, dtype: str) -> Any:
     model.eval().requires_grad_(False)
     if device.type != "cpu":
         set_arithmetic()
-        for part in ("text_encoder", "text_decoder"):
-            if hasattr(model, part):
-                join_projections(getattr(getattr(model, part), "bert", getattr(model, part)))
+        join_projections(model)
         return model.to(device, getattr(torch, dtype))
     if dtype == "int8":
         model.to(torch.bfloat16 if kernels.has_bfloat16() else torch.float32)

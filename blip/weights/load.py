@@ -35,9 +35,7 @@ def load_models(
         weights = bundle.path / task / "model.safetensors"
         fill(nets[task], bundle.tensors(task), device, loaded, where=f"{weights}")
         config = configs[task]
-        search = None
-        if task != "match":
-            search = Search(config["num_beams"], config["min_length"], config["max_length"])
+        search = None if task == "match" else Search.of(config)
         return Model(precision.prepare(nets[task], device, dtype), device, config["image_size"], search)
 
     with ThreadPoolExecutor(2) as pool:  # reading and converting weights keeps one core busy each

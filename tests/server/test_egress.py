@@ -2,17 +2,16 @@
 
 import contextlib
 import os
-import shutil
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import requests
 
-from benchmarks.harness import DEADLINE, EXAMPLES, ROOT
+from benchmarks.harness import DEADLINE, EXAMPLES
 from blip.server.egress import Egress, EgressError, is_public
+from tests.namespaces import assert_passes
 from tests.peers import FileServer
 
 PAIR = (EXAMPLES / "pair.jpg").read_bytes()
@@ -116,16 +115,4 @@ def test_a_deadline_that_is_met_leaves_no_descriptor_and_no_thread(files: FileSe
 
 def test_a_server_with_its_guard_on_reaches_public_addresses_only(tmp_path: Path) -> None:
     """Runs guarded_server.py where it may do as it likes with the network."""
-    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    unshare = shutil.which("unshare")
-    assert unshare, "util-linux is missing"
-    inner = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/inner"]
-    ended = subprocess.run(
-        [*sudo, unshare, "--net", "--mount", *inner, str(ROOT / "tests" / "server" / "guarded_server.py")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert " passed" in ended.stdout
+    assert_passes("guarded_server.py", ("net", "mount"), tmp_path)

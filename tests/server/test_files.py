@@ -1,33 +1,17 @@
 """Temporary files when the disk is full, or the directory is not to be used."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import ROOT
 from blip.errors import ConfigError, FetchError
 from blip.server.files import Files, Writer
+from tests.namespaces import assert_passes
 
 
 def test_a_server_whose_disk_is_full_says_so_and_goes_on(tmp_path: Path) -> None:
     """Runs full_disk.py where it may mount a file system."""
-    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    unshare = shutil.which("unshare")
-    assert unshare, "util-linux is missing"
-    inner = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/inner"]
-    ended = subprocess.run(
-        [*sudo, unshare, "--mount", *inner, str(ROOT / "tests" / "server" / "full_disk.py")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert " passed" in ended.stdout
+    assert_passes("full_disk.py", ("mount",), tmp_path)
 
 
 def test_no_place_for_files_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
