@@ -144,8 +144,8 @@ def prepare(port: int) -> list[tuple[bytes, str]]:
     return [(body, json.loads(connection.post("/predictions", body)[1])["output"]) for body in bodies]
 
 
-def load(port: int, cases: Sequence[tuple[bytes, str]], end: float) -> Counter[str]:
-    """Let the clients ask one request after another until `end`; counts of what became of them."""
+def load(port: int, cases: Sequence[tuple[bytes, str]], end: float, clients: int = CLIENTS) -> Counter[str]:
+    """Let clients ask one request after another until `end`; counts of what became of them."""
 
     def client(number: int) -> Counter[str]:
         outcomes: Counter[str] = Counter()
@@ -168,8 +168,8 @@ def load(port: int, cases: Sequence[tuple[bytes, str]], end: float) -> Counter[s
                 outcomes["answered" if json.loads(answer)["output"] == expected else "wrong"] += 1
         return outcomes
 
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        return sum(pool.map(client, range(CLIENTS)), Counter())
+    with ThreadPoolExecutor(clients) as pool:
+        return sum(pool.map(client, range(clients)), Counter())
 
 
 def probe(port: int, end: float) -> list[tuple[float, str]]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -9,8 +10,9 @@ def descendants(pid: int) -> Iterator[int]:
     """The process and all that it started."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from descendants(int(child))
+        with suppress(OSError):  # threads come and go
+            for child in children.read_text().split():
+                yield from descendants(int(child))
 
 
 def worker_of(server: int) -> int:
@@ -30,6 +32,11 @@ def memory(pid: int) -> int:
     RSS and USS also hold unchanged pages of files, whose number changes with the page cache and with the neighbours.
     """
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Private_Dirty:") * 1024
+
+
+def proportional_memory(pid: int) -> int:
+    """Bytes that the process has, of pages that others have too its share (Pss)."""
+    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") * 1024
 
 
 def peak_memory(pid: int) -> int:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.harness import MIB, START, Peer, Server, chosen
 from benchmarks.machine import processor
-from benchmarks.processes import memory
+from benchmarks.processes import decoders_of, memory
 from benchmarks.soak_cases import FINE, OUTCOMES, Case, bad_cases, good_inputs
 from benchmarks.soak_clients import Answer, Clients
 from benchmarks.throughput import percentile
@@ -36,6 +36,7 @@ LEAST = 0.1  # requests per second, if nothing was answered while the capacity w
 GROWTH = 3.0  # percent of memory at which the run fails
 REST = 2.0  # seconds after the last answer in which the server has closed its connections and files
 PATIENCE = 30.0  # seconds that it has for that on a busy machine
+LOOKS = 3  # tries to look at processes that may end meanwhile
 FAULTS_SHOWN = 20
 LOG_LINES = 40  # shown of a server that ended
 
@@ -64,7 +65,7 @@ QUICK = Plan(seconds=6.0, capacity_seconds=1.0, sample_seconds=1.0, sizes=((320,
 
 @dataclass(frozen=True)
 class Sample:
-    """A look at the server's own process and at the predictor's, in this order."""
+    """A look at the server's own process, the predictor's, and those that decode pictures together, in this order."""
 
     time: float
     memory: tuple[int, ...]  # bytes
@@ -84,12 +85,20 @@ class Watch:
         self._thread.start()
 
     def look(self) -> Sample:
-        """Take a sample now."""
+        """Take a sample now; a decoder that ends meanwhile is not there the next time."""
+        for _ in range(LOOKS - 1):
+            with suppress(OSError):
+                return self._look()
+        return self._look()
+
+    def _look(self) -> Sample:
+        parent, worker = self._processes
+        groups = ([parent], [worker], decoders_of(parent))
         return Sample(
             time.monotonic(),
-            tuple(memory(pid) for pid in self._processes),
-            tuple(len(os.listdir(f"/proc/{pid}/fd")) for pid in self._processes),
-            tuple(len(os.listdir(f"/proc/{pid}/task")) for pid in self._processes),
+            tuple(sum(memory(pid) for pid in group) for group in groups),
+            tuple(sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in group) for group in groups),
+            tuple(sum(len(os.listdir(f"/proc/{pid}/task")) for pid in group) for group in groups),
             sum(len(files) for _, _, files in os.walk(self._temporary)),
         )
 
@@ -122,8 +131,8 @@ def leaks(before: Sample | None, after: Sample) -> bool:
 
 
 def settled(samples: Sequence[Sample]) -> list[float]:
-    """Bytes of both processes: the medians of some samples."""
-    return [statistics.median(one.memory[process] for one in samples) for process in (0, 1)]
+    """Bytes of the server, the predictor and the decoders: the medians of some samples."""
+    return [statistics.median(group) for group in zip(*(one.memory for one in samples), strict=True)]
 
 
 def milliseconds(answers: Sequence[Answer]) -> list[float]:
@@ -198,19 +207,19 @@ def list_unexpected(answers: Sequence[Answer]) -> list[str]:
 
 
 def print_minutes(answers: Sequence[Answer], samples: Sequence[Sample], began: float) -> None:
-    """The table; pairs are the server's own process and the predictor's."""
+    """The table; three numbers are of the server's own process, the predictor's and the decoders'."""
     print(f"{'min':>3}{''.join(f'{name:>10}' for name in OUTCOMES)}", end="")
-    print(f"{'p50 ms':>8}{'p99 ms':>8}{'MiB':>14}{'fds':>9}{'threads':>9}{'temp':>6}")
+    print(f"{'p50 ms':>8}{'p99 ms':>8}{'MiB':>21}{'fds':>12}{'threads':>12}{'temp':>6}")
     for minute in range(int((samples[-1].time - began) // 60) + 1):
         within = [one for one in answers if minute == (one.ended - began) // 60]
         counts = Counter(one.outcome for one in within)
         times = milliseconds(within)
         last = [one for one in samples if one.time < began + 60 * (minute + 1)][-1]
         held = ", ".join(f"{one / MIB:.1f}" for one in last.memory)
-        descriptors, threads = (", ".join(map(str, pair)) for pair in (last.descriptors, last.threads))
+        descriptors, threads = (", ".join(map(str, group)) for group in (last.descriptors, last.threads))
         print(f"{minute + 1:>3}{''.join(f'{counts[name]:>10}' for name in OUTCOMES)}", end="")
         print(f"{statistics.median(times):>8.0f}{percentile(times, 0.99):>8.0f}", end="")
-        print(f"{held:>14}{descriptors:>9}{threads:>9}{last.temporary:>6}")
+        print(f"{held:>21}{descriptors:>12}{threads:>12}{last.temporary:>6}")
 
 
 def main(argv: Sequence[str]) -> int:
