@@ -32,6 +32,7 @@ from benchmarks.processes import descendants, proportional_memory
 from benchmarks.throughput import percentile
 
 CLIENTS = 4  # good ones
+PROBES = 5  # health checks per second
 SECONDS, REST = 60.0, 60.0  # of hostility, and to recover from it
 LOOK = 0.25  # seconds between two looks at memory
 GROWTH = 2048  # MiB above idle at which it fails
@@ -43,26 +44,26 @@ class Watch:
     """Looks at the memory of a server's processes, in a thread."""
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        self._server, self._worker = server.processes
         self.most = self.now()
         self._over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def now(self) -> float:
-        """MiB of all processes, pages that they share counted once."""
-        total = 0
-        for pid in descendants(self._server.process.pid):
+    def now(self) -> dict[str, float]:
+        """MiB of the server, the predictor and the decoders, pages that they share counted once."""
+        names, found = {self._server: "server", self._worker: "predictor"}, Counter[str]()
+        for pid in descendants(self._server):
             with suppress(OSError):  # a decoder ends at any time
-                total += proportional_memory(pid)
-        return total / MIB
+                found[names.get(pid, "decoders")] += proportional_memory(pid)
+        return {name: round(size / MIB, 1) for name, size in found.items()}
 
-    def settled(self) -> float:
-        """MiB, the median of some seconds."""
+    def settled(self) -> dict[str, float]:
+        """MiB, the medians of some seconds."""
         looks = []
         for _ in range(20):
             time.sleep(LOOK)
             looks.append(self.now())
-        return statistics.median(looks)
+        return {name: statistics.median(look[name] for look in looks) for name in looks[0]}
 
     def close(self) -> None:
         """Stop looking."""
@@ -70,7 +71,12 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK):
-            self.most = max(self.most, self.now())
+            self.most = max(self.most, self.now(), key=total)
+
+
+def total(memory: dict[str, float]) -> float:
+    """Of all processes."""
+    return sum(memory.values())
 
 
 def raise_limits() -> None:
@@ -88,16 +94,15 @@ def measure(server: Server, temporary: Path, seconds: float, rest: float, scale:
         ProcessPoolExecutor(1, spawn) as prober,
     ):
         cases = good.submit(overload.prepare, server.port).result()
-        prober.submit(overload.probe, server.port, 0.0).result()
+        prober.submit(overload.probe, server.port, 0.0, PROBES).result()
         hostile.submit(hostile_clients.prepare, server.port, scale).result()
         watch = Watch(server)
         idle = watch.settled()
         end = time.monotonic() + seconds
         asked = hostile.submit(hostile_clients.run, end)
         answered = good.submit(overload.load, server.port, cases, end, CLIENTS)
-        checks = prober.submit(overload.probe, server.port, end).result()
+        checks = prober.submit(overload.probe, server.port, end, PROBES).result()
         time.sleep(max(0.0, end - time.monotonic()))
-        under_load = watch.most
         time.sleep(rest)
         after = watch.settled()
         watch.close()
@@ -114,9 +119,11 @@ def measure(server: Server, temporary: Path, seconds: float, rest: float, scale:
             "p99": round(percentile(latencies, 0.99), 1),
             "max": round(max(latencies), 1),
         },
-        "idle_mib": round(idle, 1),
-        "most_above_idle_mib": round(max(under_load, watch.most) - idle, 1),
-        "left_percent": round(100 * (after / idle - 1), 1),
+        "idle_mib": idle,
+        "most_mib": watch.most,
+        "after_mib": after,
+        "most_above_idle_mib": round(total(watch.most) - total(idle), 1),
+        "left_percent": round(100 * (total(after) / total(idle) - 1), 1),
         "health_after": connection.health(),
         "files_left": sum(len(files) for _, _, files in os.walk(temporary)),
     }
@@ -143,10 +150,9 @@ def print_table(result: dict[str, Any]) -> None:
     print(f"{'':42}{result['seconds']:.0f} s, {result['cpu']}, {result['cores']} cores")
     for kind, told in result["told"].items():
         print(f"{kind:42}{', '.join(f'{number} x {what}' for what, number in told.items())}")
-    for name in ("good", "health_statuses", "health_ms"):
+    for name in ("good", "health_statuses", "health_ms", "idle_mib", "most_mib", "after_mib"):
         print(f"{name.replace('_', ' '):42}{', '.join(f'{key} {value}' for key, value in result[name].items())}")
-    print(f"{'memory when idle':42}{result['idle_mib']} MiB")
-    print(f"{'the most above that':42}{result['most_above_idle_mib']} MiB")
+    print(f"{'the most above idle':42}{result['most_above_idle_mib']} MiB")
     print(f"{'left after the rest':42}{result['left_percent']} %")
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import random
 import socket
 import struct
@@ -54,7 +55,9 @@ def prepare(port: int, scale: int) -> None:
 
 def run(end: float) -> dict[str, Counter[str]]:
     """Let all kinds act at once until `end`, of the monotonic clock; what they were told, by kind."""
-    kinds = _prepared.pop().kinds()
+    hostility = _prepared.pop()
+    hostility.peer.end = end
+    kinds = hostility.kinds()
     jobs = [(number, kind, client) for number, kind in enumerate(kinds, 1) for client in range(kind.clients)]
 
     def work(job: tuple[int, Kind, int]) -> tuple[str, Counter[str]]:
@@ -75,8 +78,10 @@ def run(end: float) -> dict[str, Counter[str]]:
     return counts
 
 
-class Silent(Peer):
-    """A web server whose pictures never come to an end, and whose receivers are busy for an hour."""
+class Slow(Peer):
+    """A web server whose pictures never come to an end, and which takes events only after `end`."""
+
+    end = math.inf  # on the monotonic clock
 
     def get(self, request: Request) -> None:
         """Send a byte at a time."""
@@ -89,7 +94,10 @@ class Silent(Peer):
 
     def post(self, request: Request, _: object) -> None:
         """Ask to come back later."""
-        request.answer(503, Retry_After="3600")
+        if time.monotonic() < self.end:
+            request.answer(503, Retry_After=str(round(HELD)))
+        else:
+            request.answer(200)
 
 
 class Hostility:
@@ -97,7 +105,7 @@ class Hostility:
 
     def __init__(self, port: int, scale: int) -> None:
         self._port, self._scale = port, scale
-        self._peer = Silent()
+        self.peer = Slow()
         silent = [socket.create_server((f"127.1.{number}.1", 0)) for number in range(SILENT_HOSTS)]
         self._receivers = itertools.cycle(silent)  # the kernel accepts their connections
         self._pictures = itertools.cycle([as_request(file) for file in files(scale)])
@@ -165,7 +173,7 @@ class Hostility:
             return client.recv(12)[-3:].decode() or "closed"
 
     def _hang_up(self, source: str) -> str:
-        body = request(f"{self._peer.url}/a.jpg")
+        body = request(f"{self.peer.url}/a.jpg")
         with self._connect(source) as client:
             client.sendall(HEAD.format(len(body)).encode() + body)
             time.sleep(1)
@@ -173,7 +181,7 @@ class Hostility:
 
     def _cancel(self, source: str) -> str:
         name = f"cancelled-{next(self._numbers)}"
-        body = json.dumps({"id": name, "input": {"image": f"{self._peer.url}/a.jpg"}}).encode()
+        body = json.dumps({"id": name, "input": {"image": f"{self.peer.url}/a.jpg"}}).encode()
         status, _ = self._ask(source, "POST", "/predictions", body, Prefer="respond-async")
         if status == 202:
             time.sleep(1)
@@ -186,13 +194,13 @@ class Hostility:
         return self._post(source, request(data_uri(EXAMPLES / "pair.jpg"), webhook=webhook))
 
     def _name_a_busy_receiver(self, source: str) -> str:
-        body = self._large[:-1] + f', "webhook": "{self._peer.url}/hook"}}'.encode()
+        body = self._large[:-1] + f', "webhook": "{self.peer.url}/hook"}}'.encode()
         return self._post(source, body)
 
     def _ask_again(self, source: str) -> str:
         name = f"again-{next(self._numbers)}"
         context = {str(part): "x" * 90_000 for part in range(10)}
-        body = {"id": name, "input": {"image": f"{self._peer.url}/a.jpg"}, "context": context}
+        body = {"id": name, "input": {"image": f"{self.peer.url}/a.jpg"}, "context": context}
         path, data = f"/predictions/{name}", json.dumps(body).encode()
         status, _ = self._ask(source, "PUT", path, data, Prefer="respond-async")
         if status != 202:

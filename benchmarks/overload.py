@@ -172,15 +172,15 @@ def load(port: int, cases: Sequence[tuple[bytes, str]], end: float, clients: int
         return sum(pool.map(client, range(clients)), Counter())
 
 
-def probe(port: int, end: float) -> list[tuple[float, str]]:
-    """Ask for the health at a fixed rate until `end`: milliseconds from when each was due, and the status."""
+def probe(port: int, end: float, rate: float = PROBES) -> list[tuple[float, str]]:
+    """Ask for the health `rate` times a second until `end`: milliseconds from when each was due, and the status."""
     checks = []
     connection, due = Connection(port), time.monotonic()
     while due < end:
         time.sleep(max(0.0, due - time.monotonic()))
         status = connection.health()
         checks.append((1000 * (time.monotonic() - due), status))
-        due += 1 / PROBES
+        due += 1 / rate
     return checks
 
 

@@ -1,5 +1,6 @@
 """Requests wait here while the device is busy; when it is free, those that wait run as one batch."""
 
+import os
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+NICE = 5  # of the batching thread: what answers clients comes first
 TRIES = 20  # full batches of a smaller size, after the memory was too small for a larger one
 
 
@@ -87,6 +89,8 @@ class Batcher:
     def _work(self) -> None:
         taken: list[_Request] = []
         try:
+            # On Linux of this thread alone, and of those that it starts to compute.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
             while True:
                 task, taken = self._take()
                 self._run_batch(task, taken)

@@ -1,6 +1,7 @@
 """The work of the predictor: its setup, and one request from its inputs to its output."""
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -111,6 +112,8 @@ def start(settings: Settings) -> Service:
         tasks, check = _load(settings)
         service = Service(tasks, pictures, settings.max_batch, check)
         service.try_out()
+        gc.collect()
+        gc.freeze()  # looking through all of torch takes 300 ms each time, and everyone waits
     except BaseException:
         pictures.close()
         raise

@@ -16,7 +16,7 @@ from PIL import Image
 
 from blip.errors import ImageError
 from blip.pictures import wire
-from blip.pictures.limits import CPU_SECONDS, LARGE, MEMORY
+from blip.pictures.limits import CPU_SECONDS, LARGE, MEMORY, NICE
 from blip.pictures.reading import open_image
 
 
@@ -45,6 +45,7 @@ def _confine() -> None:
     """Limit what a file can make this process do."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the whole group; the worker decides
         signal.signal(name, signal.SIG_IGN)
+    os.nice(NICE)
     with contextlib.suppress(OSError):  # where memory runs out, the kernel is to end this process and not the server
         Path("/proc/self/oom_score_adj").write_text("1000")
     for what, most in (

@@ -17,6 +17,7 @@ MEMORY = 1280  # MiB of data that a process may have; the largest lossless WebP 
 CPU_SECONDS = 20  # the slowest kinds of 64 million pixels take 3 s
 SECONDS = 45.0  # by the clock, without waiting for a free process or for room
 PROCESSES = 8  # at most; one for each core
+NICE = 5  # as the batching thread: what answers clients comes first
 
 
 def needed_memory(form: str, pixels: int) -> int:

@@ -22,19 +22,20 @@ from cog.server import worker as stock_worker
 from fastapi import FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from typing_extensions import override
 
 from blip.config import Limits
 from blip.errors import ConfigError
 from blip.server import extending, refusals
+from blip.server.answers import Answer
 from blip.server.bodies import BODIES, PATIENCE, TEXT_BYTES, BodyLimit
 from blip.server.connections import Connections
 from blip.server.egress import Egress
 from blip.server.fetch import Fetcher
 from blip.server.files import Files
 from blip.server.inputs import Checks, PredictionRequest, image_path
+from blip.server.long_text import Texts
 from blip.server.process import LAST_SECONDS, heed_interrupts
 from blip.server.room import Holding, Room
 from blip.server.runner import Prediction, Runner
@@ -70,15 +71,16 @@ def create_app(
     """
     limits = Limits.from_environment()
     egress = Egress(guarded=limits.egress == "public")
-    outbox = Outbox(egress)
     try:
         files = Files()
     except ConfigError as error:
         sys.exit(str(error))
+    outbox = Outbox(egress, files)
     fetcher = Fetcher(egress, files, limits)
     max_body = limits.max_image_bytes * 4 // 3 + TEXT_BYTES
     room = Room(BODIES * max_body, PATIENCE)
     current: ContextVar[Holding] = ContextVar("current")
+    texts: ContextVar[Texts] = ContextVar("texts")
     runner: Runner | None = None
 
     def make_runner(**parts: Any) -> Runner:
@@ -88,12 +90,13 @@ def create_app(
 
     # Cog has no parameters for these; it looks them up by name.
     extending.rebind(stock, "PredictionRunner", make_runner)
+    extending.rebind(stock, "JSONResponse", Answer)
     extending.rebind(cog.server.runner, "PredictTask", Prediction)
     extending.rebind(stock_worker, "Worker", Worker)
     extending.rebind(stock_worker, "_ChildWorker", ChildWorker)
     extending.rebind(cog.schema, "PredictionRequest", PredictionRequest)
     extending.rebind(cog.server.webhook, "webhook_caller", outbox.caller)
-    extending.rebind(cog.types.Path, "validate", functools.partial(image_path, fetcher))
+    extending.rebind(cog.types.Path, "validate", functools.partial(image_path, fetcher, texts))
     BaseInput.model_config["extra"] = "forbid"  # stock ignores an input whose name is misspelt
 
     if shutdown_event:
@@ -106,6 +109,7 @@ def create_app(
     )
     app.state.limits, app.state.files = limits, files
     app.state.connections = Connections(room, limits.keep_alive_seconds)
+    app.state.held = lambda: room.total  # bytes, of what clients sent and have not read
     app.state.cut_off = lambda: None  # there is nothing to end
     app.state.lost = 0  # predictions that were cut off, and final events that nobody was told
     app.router.routes.remove(extending.route(app, "/shutdown"))  # anyone who reaches the port could stop the replica
@@ -119,8 +123,8 @@ def create_app(
             shutdown_event.set()
 
     runner.on_death(end)
-    checks = Checks(egress, outbox)
-    app.add_middleware(BodyLimit, room=room, current=current, max_body=max_body, is_busy=runner.is_busy)
+    checks = Checks(egress, outbox, texts)
+    app.add_middleware(BodyLimit, room=room, current=current, texts=texts, max_body=max_body, is_busy=runner.is_busy)
     app.add_exception_handler(RequestValidationError, refusals.explain)
     app.add_exception_handler(HTTPException, refusals.explain_body)
     _wrap(app, "/", _without_shutdown)
@@ -167,7 +171,7 @@ def _idempotent(runner: Runner, checks: Checks, predict: Endpoint) -> Endpoint:
     async def put(prediction_id: str, request: Any, **headers: Any) -> Any:
         task = runner.get_predict_task(prediction_id)
         if task and request.id in (None, prediction_id):
-            return JSONResponse(jsonable_encoder(task.result), 202)
+            return Answer(jsonable_encoder(task.result), 202)
         await checks.check(request, prediction_id)
         return await predict(prediction_id=prediction_id, request=request, **headers)
 

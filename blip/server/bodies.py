@@ -9,11 +9,11 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blip.server.long_text import MANY_VALUES, VALUES, Texts, cut
 from blip.server.refusals import BUSY, refusal
 from blip.server.room import Holding, Room, never, who_is
 
 TEXT_BYTES = 1_000_000  # of a request beside its image
-VALUES = 20_000  # in a request; refusing a million wrong ones takes many seconds, and everyone waits
 BODIES = 5  # of the largest size may be held at a time, with the answers that are not read; large ones take four
 BODY_SECONDS = 60.0  # for a body to arrive
 CALM = 32  # bodies that may come at a time as fast as they can; more of them come more slowly
@@ -32,14 +32,21 @@ class BodyLimit:
         app: what answers.
         room: the bytes of all bodies and answers.
         current: is given what the request holds, for those who keep parts of it longer than the answer takes.
+        texts: are given the long strings of the request.
         max_body: bytes.
         is_busy: whether all slots are taken.
     """
 
     def __init__(
-        self, app: ASGIApp, room: Room, current: ContextVar[Holding], max_body: int, is_busy: Callable[[], bool]
+        self,
+        app: ASGIApp,
+        room: Room,
+        current: ContextVar[Holding],
+        texts: ContextVar[Texts],
+        max_body: int,
+        is_busy: Callable[[], bool],
     ) -> None:
-        self._app, self._room, self._current = app, room, current
+        self._app, self._room, self._current, self._texts = app, room, current, texts
         self._max_body, self._is_busy = max_body, is_busy
         self._coming = 0  # bodies
 
@@ -62,6 +69,11 @@ class BodyLimit:
         body = _Body(holding)
         try:
             refused = await self._read(scope["path"], body, receive)
+            if not refused:
+                try:
+                    await self._cut(body)
+                except HTTPException as error:
+                    refused = error
             if refused:
                 answer = JSONResponse({"detail": refused.detail}, refused.status_code, refused.headers)
                 await answer(scope, receive, send)
@@ -90,26 +102,23 @@ class BodyLimit:
             body.holding.give_way = never
 
     async def _fill(self, body: "_Body", receive: Receive, refused: HTTPException | None) -> HTTPException | None:
-        size, values, more = 0, 0, True
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientDisconnect
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            values += len(part) - len(part.translate(None, b",[{"))  # none of which is in base64
             spare = self._max_body if size > TEXT_BYTES else 0  # large bodies leave room for small ones
             if size > self._max_body:
                 limit = f"{self._max_body / 1e6:.1f} MB"
                 refused = refusal("image", f"image is too large: the request has more than {limit}; send less.")
-            elif values > VALUES:
-                refused = refusal("json", f"the body has more than {VALUES} values; send an image as base64.")
             elif refused is None and not self._room.resize(body.holding, size, spare):
                 refused = HTTPException(409, BUSY)
             if refused is None:
-                body.parts.append(part)
+                body.whole += part
             else:
-                body.parts.clear()
+                body.whole.clear()
                 self._room.resize(body.holding, 0)
                 if size > 4 * self._max_body:
                     more = False  # the refused client has sent enough
@@ -117,11 +126,24 @@ class BodyLimit:
                 await asyncio.sleep((self._coming - CALM) * PAUSE_SECONDS)
         return refused
 
+    async def _cut(self, body: "_Body") -> None:
+        """Leave only the short texts of a large request in its body, and refuse one of very many values."""
+        texts = Texts()
+        if len(body.whole) > TEXT_BYTES:
+            short, texts = await cut(body.whole)
+            body.whole = bytearray(short)
+        if len(body.whole) - len(body.whole.translate(None, b",[{")) > VALUES:
+            raise MANY_VALUES
+        self._texts.set(texts)
+
     async def _answer(self, scope: Scope, body: "_Body", receive: Receive, send: Send) -> None:
         """Answer; where the client hangs up before, cancel that."""
         gone = asyncio.Event()
         answer = _Answer(self._room, body.holding, scope, send)
-        answering = asyncio.ensure_future(self._app(scope, _replay(body.take(), gone), answer.send))
+        whole = bytes(body.whole)
+        body.whole.clear()
+        answering = asyncio.ensure_future(self._app(scope, _replay(whole, gone), answer.send))
+        del whole  # it is let go when it has been read
         watching = asyncio.create_task(_until_gone(receive, gone))
         try:
             await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -136,25 +158,19 @@ class BodyLimit:
 
 
 class _Body:
-    """The parts of a body that have come."""
+    """What has come of a body."""
 
     def __init__(self, holding: Holding) -> None:
         self.holding = holding
-        self.parts: list[bytes] = []
+        self.whole = bytearray()
         self.has_given_way = False
 
     def give_way(self, clock: asyncio.Timeout) -> bool:
         """Drop what has come, and have the reader notice."""
         self.has_given_way = True
-        self.parts.clear()
+        self.whole.clear()
         clock.reschedule(asyncio.get_running_loop().time())
         return True
-
-    def take(self) -> bytes:
-        """The whole, once."""
-        whole = b"".join(self.parts)
-        self.parts.clear()
-        return whole
 
 
 class _Answer:

@@ -12,6 +12,7 @@ from blip.config import Limits
 from blip.errors import FetchError
 from blip.server.egress import Deadline, Egress, EgressError
 from blip.server.files import Files, Writer
+from blip.server.long_text import LongText
 
 SECONDS = 30.0  # for a whole download
 TIMEOUT = (5, 10)  # seconds to connect, seconds without a byte
@@ -55,19 +56,21 @@ class Source:
         self._deadline: Deadline | None = None
         if not isinstance(value, str):
             raise FetchError("image must be a string: an http, https or data address.")
-        scheme = value[:6].partition(":")[0].lower()
-        if scheme == "data":
+        head, size, is_ascii = value[:MAX_ADDRESS], len(value), value.isascii()
+        if isinstance(value, LongText):
+            head, size, is_ascii = value.head, value.length, value.is_ascii
+        if head[:5].lower() == "data:":
             # Base64 has 4 characters for 3 bytes; text may have 3 for one.
-            self._data, self._start = value, value.find(",") + 1  # not a copy: it may be large
-            header = value[: max(self._start - 1, 0)]
+            self._data, self._start = value, head.find(",") + 1  # not a copy: it may be large
+            header = head[: max(self._start - 1, 0)]
             self._base64 = header.replace(" ", "").lower().endswith(";base64")  # browsers allow spaces before it
-            if not self._start or not value.isascii():
+            if not self._start or not is_ascii:
                 raise FetchError("image is a malformed data address; send data:image/jpeg;base64, and the file.")
-            if len(value) - self._start > fetcher.max_bytes * (1.5 if self._base64 else 3):
+            if size - self._start > fetcher.max_bytes * (1.5 if self._base64 else 3):
                 raise self._too_large()
             self._url = None
         else:
-            if len(value) > MAX_ADDRESS:
+            if size > MAX_ADDRESS:
                 raise FetchError(f"image is an address of more than {MAX_ADDRESS} characters; send the file itself.")
             self._url = value
             self._check_url(value)
@@ -126,14 +129,21 @@ class Source:
             raise FetchError("image is a data address with damaged base64; encode the whole file again.") from error
 
     def _unquoted(self) -> Iterator[bytes]:
+        rest = b""
+        for block in self._blocks():
+            block = rest + block
+            cut = block.rfind(b"%", -2)
+            rest = block[cut:] if cut >= 0 else b""  # not through an escape
+            yield urllib.parse.unquote_to_bytes(block[: len(block) - len(rest)])
+        yield urllib.parse.unquote_to_bytes(rest)
+
+    def _blocks(self) -> Iterator[bytes]:
+        """The data of the address, a part after the other."""
         start = self._start
-        while start < len(self._data):
-            end = start + BLOCK
-            cut = self._data.rfind("%", end - 2, end)
-            if cut > start:  # not through an escape
-                end = cut
-            yield urllib.parse.unquote_to_bytes(self._data[start:end])
-            start = end
+        for piece in self._data.pieces() if isinstance(self._data, LongText) else [self._data]:
+            for at in range(start, len(piece), BLOCK):
+                yield piece[at : at + BLOCK].encode("ascii")
+            start = max(start - len(piece), 0)
 
     def _download(self, url: str, file: Writer) -> None:
         host = urllib.parse.urlsplit(url).hostname

@@ -55,7 +55,7 @@ class Writer:
         except OSError as error:
             raise _not_stored(error) from error
 
-    def write(self, block: bytes) -> int:
+    def write(self, block: bytes | memoryview) -> int:
         """Write all of `block`; its size."""
         rest = memoryview(block)
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+from contextvars import ContextVar
 from typing import Any
 
 from cog import Path, schema
@@ -14,6 +15,7 @@ from blip.server.bodies import TEXT_BYTES
 from blip.server.egress import Egress, EgressError
 from blip.server.extending import overrides
 from blip.server.fetch import MAX_ADDRESS, Fetcher, Source
+from blip.server.long_text import TOO_MUCH, Texts
 from blip.server.refusals import refusal
 from blip.server.webhooks import Outbox
 
@@ -45,14 +47,17 @@ class ImageAddress(URLPath):
         self.fileobj.cancel()
 
 
-def image_path(fetcher: Fetcher, value: Any) -> pathlib.Path:
-    """Make an input's path, in place of `cog.Path.validate`.
+def image_path(fetcher: Fetcher, texts: "ContextVar[Texts]", value: Any) -> pathlib.Path:
+    """Make an input's path, in place of `cog.Path.validate`; `texts` are the long ones of the request.
 
     Raises:
         FetchError: it is not the address of an image.
     """
     if isinstance(value, pathlib.Path):
         return value
+    if isinstance(value, str) and (text := texts.get({}).get(value)):
+        text.is_used = True
+        value = text
     return ImageAddress(source=value, filename="", fileobj=fetcher.source(value))  # type: ignore[arg-type]
 
 
@@ -70,9 +75,10 @@ class PredictionRequest(schema.PredictionRequest):
 class Checks:
     """Checks of a whole request before it takes a slot."""
 
-    def __init__(self, egress: Egress, outbox: Outbox) -> None:
+    def __init__(self, egress: Egress, outbox: Outbox, texts: "ContextVar[Texts]") -> None:
         self._egress = egress
         self._outbox = outbox
+        self._texts = texts
 
     async def check(self, request: Any, prediction_id: str | None = None) -> None:
         """Refuse a prediction that has no input, whose texts are too long, or whose webhook cannot be served.
@@ -85,6 +91,10 @@ class Checks:
         for name in (request.id, prediction_id):
             if name is not None and len(name) > ID_LENGTH:
                 raise refusal("id", f"id has more than {ID_LENGTH} characters; send fewer.")
+        long = self._texts.get({})
+        if not all(text.is_used for text in long.values()):
+            raise TOO_MUCH
+        long.clear()  # the image has its own; what runs for the prediction later would hold it too
         texts = {"id": request.id, "output_file_prefix": request.output_file_prefix, **dict(request.input)}
         size = 0
         for name, text in [
@@ -97,7 +107,7 @@ class Checks:
             if isinstance(text, str) and not _is_unicode(text):
                 raise refusal(name, f"{name} has half of a surrogate pair, which is no character; send Unicode text.")
         if size > TEXT_BYTES:  # it would be held for as long as a download of the image takes
-            raise refusal("body", f"the body has more than {TEXT_BYTES} characters beside its image; send fewer.")
+            raise TOO_MUCH
         if request.webhook is not None:
             await self._check_webhook(request.webhook)
 

@@ -5,7 +5,6 @@ each prediction has its own queue, and separate threads send. What is sent and h
 """
 
 import asyncio
-import json
 import logging
 import time
 import urllib.parse
@@ -13,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -24,7 +24,10 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
+from blip.errors import FetchError
+from blip.server.answers import as_json
 from blip.server.egress import Egress, EgressError, Session
+from blip.server.files import Files, Writer
 from blip.server.names import host_is
 from blip.server.room import Holding, Room, Who
 from blip.server.turns import Turns
@@ -35,24 +38,51 @@ LONGEST_PAUSE = 120.0  # seconds between two attempts
 MAX_BACKLOG = 256_000_000  # bytes of events that wait; an event carries the inputs of its prediction
 MAX_OF_RECEIVER = MAX_BACKLOG // 2  # bytes for one host and port
 EVENT_BYTES = 20_000  # that an event takes in addition to its JSON, for its session
+LARGE = 1_000_000  # bytes from which on an event waits on the disk
 THREADS = 128
 
 log = logging.getLogger("blip.webhooks")
+
+Body = list[bytes | memoryview]  # of an event, in parts
 
 
 class Event:
     """One event; it gives way to others while it waits for another attempt."""
 
-    def __init__(self, url: str, body: bytes, name: str | None, *, final: bool) -> None:
-        self.url, self.body, self.name, self.final = url, body, name, final
+    def __init__(self, url: str, body: Body, name: str | None, *, final: bool) -> None:
+        self.url, self.name, self.final = url, name, final
+        self.size = sum(map(len, body))
         self.is_pausing = False
         self.is_given_up = False
+        self._body = body
+        self._file: Path | None = None
+
+    def store(self, path: Path) -> None:
+        """Keep the body in a file, if there is room for it on the disk."""
+        try:
+            with Writer(path) as file:
+                for part in self._body:
+                    file.write(part)
+        except FetchError:
+            path.unlink(missing_ok=True)
+            return
+        self._file, self._body = path, []
+
+    def body(self) -> bytes:
+        """What is sent."""
+        return self._file.read_bytes() if self._file else b"".join(self._body)
+
+    def drop(self) -> None:
+        """Let the body go."""
+        self._body = []
+        if self._file:
+            self._file.unlink(missing_ok=True)
 
     def give_way(self) -> bool:
         """Be given up, if its receiver has not taken it at the first attempt."""
         if self.is_pausing:
             self.is_given_up = True
-            self.body = b""
+            self.drop()
             self.report("too many wait for their receivers")
         return self.is_pausing
 
@@ -70,8 +100,9 @@ class Event:
 class Outbox:
     """The events that wait or are being sent; used on the event loop's thread only."""
 
-    def __init__(self, egress: Egress) -> None:
+    def __init__(self, egress: Egress, files: Files) -> None:
         self.egress = egress
+        self.files = files
         self.events: set[Event] = set()
         self.backlog = Room(MAX_BACKLOG, patience=0)
         self.turns = Turns(THREADS)
@@ -137,13 +168,16 @@ class Delivery:
 
     def post(self, event: dict[str, Any], final: bool = False) -> None:
         """Queue an event, from any thread; nothing that the receiver does raises an error here."""
-        made = Event(self._url, json.dumps(event).encode(), event.get("id"), final=final)
+        made = Event(self._url, as_json(event), event.get("id"), final=final)
+        if made.size > LARGE:
+            made.store(self._outbox.files.new())
         self._loop.call_soon_threadsafe(self._add, made)
 
     def _add(self, event: Event) -> None:
-        size = len(event.body) + EVENT_BYTES
+        size = event.size + EVENT_BYTES
         # The final event repeats what is left out, and is taken in any case: its prediction was.
         if not (event.final or self._outbox.has_place(self._who, size)):
+            event.drop()
             return
         holding = self._outbox.backlog.hold(self._who, size, event.give_way, force=True)
         assert holding
@@ -158,6 +192,7 @@ class Delivery:
             try:
                 await self._send(event, self._retry if event.final else Retry(0))
             finally:
+                event.drop()
                 self._outbox.events.discard(event)
                 holding.let_go()
         self._running = None
@@ -201,13 +236,14 @@ class Delivery:
         async with self._outbox.turns.turn(self._who[0], again=again) as turn:
             session = self._outbox.egress.session(SECONDS)
             turn.cut = session.deadline.expire
-            return await self._loop.run_in_executor(self._outbox.senders, self._post, session, event.body)
+            return await self._loop.run_in_executor(self._outbox.senders, self._post, session, event)
 
-    def _post(self, session: Session, body: bytes) -> requests.Response:
+    def _post(self, session: Session, event: Event) -> requests.Response:
         with session:
             session.headers.update(self._headers)
             session.hooks["response"].append(_keep_method)
-            with session.post(self._url, data=body, timeout=TIMEOUT, stream=True) as response:
+            with session.post(self._url, data=event.body(), timeout=TIMEOUT, stream=True) as response:
+                response.request.body = None  # it would be kept until the next attempt
                 return response  # its body is not read
 
 

@@ -403,7 +403,9 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    limit = bodies.BodyLimit(FastAPI(), Room(500, 0), ContextVar("current"), max_body=100, is_busy=lambda: False)
+    limit = bodies.BodyLimit(
+        FastAPI(), Room(500, 0), ContextVar("current"), ContextVar("texts"), max_body=100, is_busy=lambda: False
+    )
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/predictions", "headers": [], "client": None}
     asyncio.run(limit(scope, never, send))
     assert sent[0]["status"] == 408

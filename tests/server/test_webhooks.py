@@ -14,6 +14,7 @@ from requests.adapters import HTTPAdapter
 
 from benchmarks.harness import EXAMPLES, Server, data_uri, free_port, wait_until
 from blip.server.egress import Egress
+from blip.server.files import Files
 from blip.server.webhooks import SECONDS, THREADS, Delivery, Outbox
 from tests.peers import Receiver
 
@@ -92,7 +93,7 @@ def test_a_final_event_is_given_up_after_as_many_attempts_as_cog_promises(caplog
     assert set(promised.status_forcelist) == {429, 500, 502, 503, 504}
 
     async def deliver(url: str) -> None:
-        outbox = Outbox(Egress(guarded=False))
+        outbox = Outbox(Egress(guarded=False), Files())
         delivery = Delivery(outbox, url, {}, promised.new(backoff_factor=0.001))
         delivery.post({"status": "succeeded"}, final=True)
         await asyncio.sleep(0)
@@ -160,7 +161,7 @@ def test_a_redirect_that_never_ends_is_given_up(secret: Server) -> None:
 
 def test_when_too_much_waits_for_receivers_more_is_refused_none_is_lost() -> None:
     """The backlog is measured in bytes, and an event carries its image: 16 events of 8 MB are one receiver's share."""
-    padding = "data:image/jpeg;base64," + "\n" * 4_000_000 + INPUT["image"].partition(",")[2]
+    padding = "data:image/jpeg;base64," + " " * 8_000_000 + INPUT["image"].partition(",")[2]
     with Server() as server, contextlib.closing(Receiver(held=True)) as receiver:
         server.wait_for("READY")
         accepted: set[str] = set()
