@@ -136,7 +136,7 @@ def list_faults(result: dict[str, Any]) -> list[str]:
         faults.append("no good request was answered")
     if result["most_above_idle_mib"] >= GROWTH:
         faults.append(f"the processes grew by {result['most_above_idle_mib']:.0f} MiB")
-    if result["left_percent"] > LEFT:
+    if result["left_percent"] > LEFT and not result["quick"]:  # too soon after the clients
         faults.append(f"{result['left_percent']:.0f} % more memory than before is in use")
     if result["health_after"] != "READY":
         faults.append(f"the server is {result['health_after']}")

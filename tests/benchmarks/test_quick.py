@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.harness import DEADLINE, ROOT
 
-NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "pictures", "gpu")
+NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "hostile", "pictures", "gpu")
 Results = dict[str, Future[dict[str, Any]]]
 
 
@@ -75,6 +75,14 @@ def test_overload_counts_answers_and_refusals_and_looks_at_health(results: Resul
     assert result["lost"] == result["wrong"] == 0
     assert sum(result["health_statuses"].values()) == result["health_checks"] > 0
     assert result.keys() >= {"refused_409", "health_ms", "ready_after_s", "server_memory", "predictor_memory"}
+
+
+def test_hostile_lets_every_kind_of_client_loose_and_loses_no_good_answer(results: Results) -> None:
+    result = results["hostile"].result()
+    assert result["hostile"] == "passed"
+    assert all(told for told in result["told"].values()), "a kind of client did nothing"
+    assert result["good"]["answered"] > 0
+    assert result.keys() >= {"health_ms", "most_above_idle_mib", "left_percent"}
 
 
 def test_pictures_compares_processes_with_threads(results: Results) -> None:

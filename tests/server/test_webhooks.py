@@ -5,6 +5,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,6 +179,20 @@ def test_when_too_much_waits_for_receivers_more_is_refused_none_is_lost() -> Non
             (event,) = receiver.until_completed()
             assert event["status"] == "succeeded"
             accepted.discard(event["id"])
+
+
+def test_a_large_event_waits_on_the_disk_and_leaves_no_file(tmp_path: Path) -> None:
+    padding = "data:image/jpeg;base64," + " " * 2_000_000 + INPUT["image"].partition(",")[2]
+    environment = {"TMPDIR": str(tmp_path)}
+    with Server(environment) as server, contextlib.closing(Receiver(503, held=True)) as receiver:
+        server.wait_for("READY")
+        assert fill(server, receiver, padding, "large").status_code == 200
+        sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+        assert len(sizes) == 1 and sizes[0] > 2_000_000, "the image's own file is gone"
+        receiver.release.set()
+        for _ in range(2):  # also the one that is sent again
+            assert receiver.until_completed()[-1]["input"]["image"] == padding
+        wait_until(lambda: not any(path.is_file() for path in tmp_path.rglob("*")), "the file to be removed")
 
 
 def fill(server: Server, receiver: Receiver, image: str, name: str) -> requests.Response:
