@@ -52,16 +52,21 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that runs one task on pictures of its size."""
+    """A model that runs one task on pictures of its size.
+
+    `prepare` makes what the model takes of a picture (1, S, S, 3) uint8.
+    """
 
     run: Run
+    prepare: Callable[[Tensor], Tensor]
     image_size: int
     device: torch.device
 
     def timed(self, seed: int) -> dict[str, Any]:
         """One run on the image of `seed`."""
-        size = self.image_size
-        pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        size, generator = (1, self.image_size, self.image_size, 3), torch.Generator().manual_seed(seed)
+        picture = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        pixels = self.prepare(picture).to(self.device)
         start = time.perf_counter()
         output = self.run(pixels)  # ends with its result on the CPU
         seconds = time.perf_counter() - start
@@ -102,14 +107,15 @@ def peak(device: torch.device) -> int:
 
 def lavis_or_ours(name: str, task: Task, device: torch.device, small: bool) -> Loaded:
     """LAVIS or our engine, on the same random weights."""
-    from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, random_blip, tokenizer
+    from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, normalised, random_blip, tokenizer
 
     config = SMALL if small else {**FULL, "image_size": task.image_size}
     with tempfile.TemporaryDirectory() as folder:
         words = tokenizer(Path(folder), 0 if small else FULL_VOCABULARY)
     net = random_blip(task.kind, 0, words, config)
-    run = lavis(net.to(device), task) if name == "lavis" else ours(net, task, device, name)
-    return Loaded(run, config["image_size"], device)
+    if name == "lavis":
+        return Loaded(lavis(net.to(device), task), normalised, config["image_size"], device)
+    return Loaded(ours(net, task, device, name), lambda picture: picture, config["image_size"], device)
 
 
 def lavis(net: Any, task: Task) -> Run:
@@ -195,7 +201,7 @@ def hugging_face(task: Task, device: torch.device) -> Loaded:
         cosine = model(pixel_values=pixels, input_ids=text, use_itm_head=False)[0]
         return [float(logits.softmax(dim=1)[0, 1]), float(cosine)]
 
-    return Loaded(run, task.image_size, device)
+    return Loaded(run, lambda picture: picture.permute(0, 3, 1, 2) / 127.5 - 1, task.image_size, device)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ from benchmarks.harness import DEADLINE, MIB, ROOT, START, Server
 from benchmarks.latency import precisions
 from benchmarks.machine import machine
 from benchmarks.outcome import finish, head
+from benchmarks.random_blip import normalised, random_pixels
 from benchmarks.random_bundle import write_bundle
-from benchmarks.scenes import Scenes, disagreement, lavis_results, load_exact, run
+from benchmarks.scenes import Scenes, disagreement, lavis_results, load_exact, run, run_lavis
 from benchmarks.throughput import WORKLOADS, measure
 from blip.batcher import Batcher
 from blip.device import check_device
@@ -159,8 +160,7 @@ def compare_random(bench: Bench, bundle: Bundle, count: int, dtypes: Sequence[st
 
 def random_scenes(count: int, size: int) -> Scenes:
     """Noise, and one text for all."""
-    pixels = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-    return Scenes(pixels, [TEXT] * count, [TEXT] * count)
+    return Scenes(random_pixels(count, 1, size), [TEXT] * count, [TEXT] * count)
 
 
 def different(task: str, ours: Sequence[Any], theirs: Sequence[Any]) -> str:
@@ -172,17 +172,15 @@ def different(task: str, ours: Sequence[Any], theirs: Sequence[Any]) -> str:
     return f"{decisions:.1%} (by {max(abs(a[0] - b[0]) for a, b in pairs):.1e})"
 
 
-@torch.no_grad()
 def peers(bench: Bench, bundle: Bundle) -> None:
     """LAVIS on the same device, one picture at a time, in float32 as it is and in half precision."""
     for dtype in (torch.float32,) if bench.small else (torch.float32, torch.float16):
         models = load_exact(bundle, bench.device)
         for task, model in models.items():
             model.net.to(dtype)
-            scenes = random_scenes(1, model.image_size)
-            cast = Scenes(scenes.pixels.to(dtype), scenes.questions, scenes.texts)
+            pixels = normalised(random_pixels(1, 1, model.image_size)).to(bench.device, dtype)
             name = f"LAVIS, {str(dtype)[6:]}, {task} alone"
-            work = partial(lavis_results, models, task, cast)
+            work = partial(run_lavis, task, model, pixels, [TEXT])
             bench.note(name, bench.milliseconds(work, 3), "ms")
         del models, model, work
         release()

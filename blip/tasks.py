@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blip import engine
 from blip.engine.model import Model
-from blip.lavis import import_lavis, pixel_processor
+from blip.lavis import import_lavis
 from blip.texts import cut
 
 Outputs = list[str | Exception]
@@ -22,7 +22,7 @@ class Sample:
     """One request, ready for the device.
 
     Attributes:
-        pixels: (3, S, S) float32, normalised; in pinned memory where the device is a GPU.
+        pixels: (S, S, 3) uint8; in pinned memory where the device is a GPU.
         text: the question or the caption as LAVIS's processor leaves it; "" where the task has none.
         ids: its tokens.
         emit: gets the output string piece by piece as it becomes certain; None if not wanted.
@@ -58,19 +58,17 @@ class Task(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._normalise = pixel_processor()
         self._process_text = self._text_processor()
 
     def prepare(self, pixels: bytearray, text: str, emit: Callable[[str], None] | None = None) -> Sample:
-        """Normalise a picture of (S, S, 3) uint8 as LAVIS does; needs no device and may run in any thread."""
+        """Make a request of a picture, (S, S, 3) bytes, and its text; needs no device and may run in any thread."""
         side = self.model.image_size
         picture = torch.frombuffer(pixels, dtype=torch.uint8).view(side, side, 3)
-        normalised = self._normalise(picture.numpy())
         if self.model.device.type == "cuda":
-            normalised = normalised.pin_memory()
+            picture = picture.pin_memory()
         text = self._process_text(cut(text))
         ids = engine.tokenize(self.model.net, text) if self.text_input else []
-        return Sample(normalised, text, ids, emit)
+        return Sample(picture, text, ids, emit)
 
     def example(self) -> Sample:
         """A request for trying out a machine: a grey image and some text."""
@@ -80,7 +78,7 @@ class Task(ABC):
     def run(self, samples: Sequence[Sample]) -> Outputs:
         """The output string or the error of every sample; no result depends on the other samples."""
         device = self.model.device
-        pixels = torch.stack([sample.pixels.to(device, non_blocking=True) for sample in samples])  # (B, 3, S, S)
+        pixels = torch.stack([sample.pixels.to(device, non_blocking=True) for sample in samples])  # (B, S, S, 3)
         outputs = self._outputs(pixels, samples)
         for sample, output in zip(samples, outputs, strict=True):
             if isinstance(output, str):

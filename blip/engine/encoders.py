@@ -18,6 +18,14 @@ Module = Any
 KeysValues = tuple[Tensor, Tensor] | Tensor
 
 
+def normalise(values: Tensor, pixels: Tensor) -> Tensor:
+    """LAVIS's normalised pixels, looked up: values (3, 256), pixels (B, S, S, 3) uint8 -> (B, 3, S, S) like values."""
+    assert pixels.ndim == 4 and pixels.shape[3] == 3 and pixels.dtype == torch.uint8, (pixels.shape, pixels.dtype)
+    colours = pixels.flatten(1, 2).mT.long()  # (B, 3, S*S)
+    normalised = values.expand(len(pixels), -1, -1).gather(2, colours)
+    return normalised.view(len(pixels), 3, *pixels.shape[1:3])
+
+
 def encode_image(vit: Module, pixels: Tensor) -> Tensor:
     """The states of `VisionTransformerEncoder.forward_features`.
 

@@ -47,7 +47,7 @@ def caption(
 
     Args:
         model: LAVIS's BlipCaption, or one that `precision.prepare` converted.
-        pixels: (B, 3, S, S), normalised as LAVIS's image processor does.
+        pixels: (B, S, S, 3) uint8, as a picture is decoded.
         search: beams and lengths.
         graphs: made for this model and search; used for batches that they have a bucket for.
 
@@ -100,7 +100,7 @@ def match(
 
     Args:
         model: LAVIS's BlipITM, or one that `precision.prepare` converted.
-        pixels: (B, 3, S, S), normalised as LAVIS's image processor does.
+        pixels: (B, S, S, 3) uint8, as a picture is decoded.
         texts: B texts, cut off beyond the model's max_txt_len as LAVIS does.
         graphs: made for this model; used for batches that they have a bucket for.
 

@@ -31,8 +31,10 @@ def prepare(model: Any, device: torch.device, dtype: str) -> Any:
         join_projections(model)
         return model.to(device, getattr(torch, dtype))
     if dtype == "int8":
+        values = model.pixel_values
         model.to(torch.bfloat16 if kernels.has_bfloat16() else torch.float32)
         model.visual_encoder.float()
+        model.pixel_values = values  # of the encoder's precision
         _replace_linears(model.visual_encoder, Int8Linear)
     else:
         model.to(getattr(torch, dtype))

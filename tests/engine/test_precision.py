@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.random_blip import random_blip, random_pixels, tokenizer
+from benchmarks.random_blip import normalised, random_blip, random_pixels, tokenizer
 from blip import engine
-from blip.engine.encoders import additive, join_projections
-from blip.engine.precision import PrecisionError, check_bfloat16, set_arithmetic
+from blip.engine.encoders import additive, join_projections, normalise
+from blip.engine.precision import PrecisionError, check_bfloat16, prepare, set_arithmetic
 
 QUESTIONS = ["what is red ?", "is the big dog on the left of a small red cat ?", "how many ?"]
 
@@ -46,6 +46,19 @@ def test_bfloat16_is_refused_on_a_gpu_that_has_none() -> None:
     for capability in ((7, 0), (7, 5)):
         with pytest.raises(PrecisionError, match="This GPU has no bfloat16 instructions"):
             check_bfloat16(capability)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_pixels_become_what_lavis_makes_of_them_rounded_once(tmp_path: Any, dtype: str) -> None:
+    try:
+        net = prepare(random_blip("caption", 3, tokenizer(tmp_path)), torch.device("cpu"), dtype)
+    except PrecisionError as reason:
+        pytest.skip(str(reason))
+    pixels = random_pixels(3, 1)
+    found, encoder = normalise(net.pixel_values, pixels), net.visual_encoder.pos_embed
+    assert found.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32) == encoder.dtype
+    assert found.equal(normalised(pixels).to(encoder.dtype))
+    assert found.is_contiguous()
 
 
 @pytest.mark.parametrize("task", ["caption", "answer", "match"])
