@@ -163,7 +163,7 @@ def ours(net: Any, task: Task, device: torch.device, dtype: str) -> Run:
             (result,) = engine.match(model.net, pixels, [TEXT], model.matches)
         if isinstance(result, Exception):
             raise result
-        return result
+        return engine.text_of(model.net, result) if isinstance(result, engine.Tokens) else result
 
     return run
 

@@ -3,8 +3,8 @@
     scripts/bench pictures [--rounds N] [--quick]
 
 Two photo-like pictures, resized to 384 pixels and normalised, in two ways: by the pool of processes as the service does
-it, and by LAVIS's processor in a thread of this process. "Alone" is one at a time, in turns; "together" is as many at a time as
-the service may have. Prints a table and one line of JSON, and keeps that line under benchmarks/results.
+it, and by LAVIS's processor in a thread of this process. "Alone" is one at a time, in turns; "together" is as many at a
+time as the service may have. Prints a table and one line of JSON, and keeps that line under benchmarks/results.
 """
 
 import argparse

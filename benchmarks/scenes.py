@@ -70,7 +70,7 @@ def lavis_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[A
 
 @torch.no_grad()
 def run_lavis(task: str, model: Model, pixels: Tensor, texts: Sequence[str]) -> list[Any]:
-    """LAVIS's results for pixels (B, 3, S, S) as it takes them; one by one, as it lets a decoder see a batch's padding."""
+    """LAVIS's results for pixels (B, 3, S, S) as it takes them; one by one, as in a batch its decoder sees padding."""
     results: list[Any] = []
     for image, text in zip(pixels.split(1), texts, strict=True):
         if task == "match":
@@ -106,8 +106,13 @@ def run(task: str, model: Model, pixels: Tensor, texts: Sequence[str], graphs: A
         return list(engine.match(model.net, pixels, texts, graphs))
     assert model.search is not None
     if task == "caption":
-        return list(engine.caption(model.net, pixels, model.search, graphs))
-    return list(engine.answer(model.net, pixels, texts, model.search, graphs))
+        return texts_of(model.net, engine.caption(model.net, pixels, model.search, graphs))
+    return texts_of(model.net, engine.answer(model.net, pixels, texts, model.search, graphs))
+
+
+def texts_of(net: Any, found: Sequence[engine.Tokens | Exception]) -> list[Any]:
+    """The texts of captions or answers, an error where there is one."""
+    return [one if isinstance(one, Exception) else engine.text_of(net, one) for one in found]
 
 
 def disagreement(count: int, device: torch.device, dtypes: Sequence[str]) -> dict[str, dict[str, float]]:
