@@ -80,9 +80,10 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return rows.masked_fill_(visible, 0)
 
 
-def padded_length(tokens: int) -> int:
-    """The length to pad texts to: the next multiple of 16."""
-    return tokens + -tokens % 16
+def padded_length(bert: Module, tokens: int) -> int:
+    """The length to pad texts to: the next multiple of 16, or as many as there are positions."""
+    positions: int = bert.embeddings.position_embeddings.num_embeddings
+    return min(tokens + -tokens % 16, positions)
 
 
 def embed(bert: Module, ids: Tensor, positions: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def _batch(model: Module, texts: Sequence[Text], pixels: Tensor) -> tuple[Tensor
     """
     assert len(texts) == len(pixels), (len(texts), pixels.shape)
     rows = [tokenize(model, text) if isinstance(text, str) else text for text in texts]
-    length = padded_length(max(map(len, rows)))
+    length = padded_length(model.text_encoder, max(map(len, rows)))
     pad = model.tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
     mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])

@@ -21,10 +21,11 @@ from benchmarks.random_blip import (
     random_pixels,
     tokenizer,
 )
-from benchmarks.scenes import texts_of
+from benchmarks.scenes import run, texts_of
 from blip import engine
 from blip.engine import NonFiniteLogitsError, Search, text
-from blip.engine.generate import CAPTION
+from blip.engine.generate import ANSWER, CAPTION
+from blip.engine.model import Model
 from blip.engine.precision import PrecisionError, check, prepare
 
 CPU = torch.device("cpu")
@@ -149,6 +150,20 @@ def test_questions_and_texts_beyond_the_limit_are_cut_off_as_lavis_does(build: B
     assert answers(model, pixels, [long]) == lavis_answers(model, pixels, [long])
     model = build("match", 0)
     assert engine.match(model, pixels, [long])[0] == pytest.approx(lavis_matches(model, pixels, [long])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("task", ["answer", "match"])
+def test_texts_are_not_padded_beyond_the_positions_of_the_model(words: Any, task: str) -> None:
+    config = {**SMALL, "gain": 1.5, "max_txt_len": 39}
+    assert config["text"]["max_position_embeddings"] == 40  # not a multiple of 16
+    net, pixels, long = random_blip(task, 0, words, config), random_pixels(1, 0), "what is the dog on " * 100
+    model = Model(net, CPU, SMALL["image_size"], ANSWER if task == "answer" else None).with_graphs(1, lambda work: work)
+    for graphs in (None, model.graphs):
+        (found,) = run(task, model, pixels, [long], graphs)
+        if task == "answer":
+            assert [found] == lavis_answers(net, pixels, [long])
+        else:
+            assert found == pytest.approx(lavis_matches(net, pixels, [long])[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
