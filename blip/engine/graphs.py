@@ -170,13 +170,7 @@ class TextGraphs(Graphs):
         self._searches: dict[int, DeviceSearch] = {}
         works = {}
         for size in bucket_sizes(shape.batch):
-            search = DeviceSearch(
-                size,
-                shape.search,
-                prompt,
-                eos_token_id=net.tokenizer.sep_token_id,
-                pad_token_id=net.tokenizer.pad_token_id,
-            )
+            search = DeviceSearch(size, shape.search, prompt, eos_token_id=net.tokenizer.sep_token_id)
             self._searches[size] = search
             works[size] = self._begin_and_step(net, inputs.narrow(size), whole.narrow(size), search)
         super().__init__(net, works, inputs, record)
