@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from blip.engine import kernels
-from blip.engine.encoders import join_projections
+from blip.engine.encoders import fold_biases, join_projections
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
@@ -29,6 +29,8 @@ def prepare(model: Any, device: torch.device, dtype: str) -> Any:
     if device.type != "cpu":
         set_arithmetic()
         join_projections(model)
+        if hasattr(model, "text_decoder"):
+            fold_biases(model.text_decoder.bert)
         return model.to(device, getattr(torch, dtype))
     if dtype == "int8":
         values = model.pixel_values
