@@ -168,7 +168,15 @@ def ours(net: Any, task: Task, device: torch.device, dtype: str) -> Run:
     return run
 
 
-def hugging_face(task: Task, device: torch.device) -> Loaded:
+def hugging_face(
+    task: Task,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    batch: int = 1,
+    small: bool = False,
+    compiled: bool = False,
+) -> Loaded:
     """The BLIP of Hugging Face's transformers, of the same dimensions; the same number of tokens goes in and out."""
     from transformers import (
         BlipConfig,
@@ -177,18 +185,23 @@ def hugging_face(task: Task, device: torch.device) -> Loaded:
         BlipForQuestionAnswering,
     )
 
+    less = {"num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 48} if small else {}
+    size = 32 if small else task.image_size
     config = BlipConfig(
-        text_config={"num_attention_heads": 12, "vocab_size": 30524},
-        vision_config={"image_size": task.image_size, "initializer_range": 0.02},
+        text_config={"num_attention_heads": 12, "vocab_size": 30524, **less},
+        vision_config={"image_size": size, "initializer_range": 0.02, **less},
     )
     classes = {
         "caption": BlipForConditionalGeneration,
         "answer": BlipForQuestionAnswering,
         "match": BlipForImageTextRetrieval,
     }
-    model = classes[task.kind](config).eval().to(device)
-    prompt = torch.tensor([[30522, 5, 6, 7, 102]], device=device)  # [DEC] a picture of [SEP]
-    text = torch.arange(200, 212, device=device)[None]  # as many tokens as QUESTION and TEXT have
+    model = classes[task.kind](config).eval().to(device, dtype)
+    if compiled:
+        for part in model.children():  # generate itself cannot be compiled
+            part.compile(backend="eager" if small else "inductor")
+    prompt = torch.tensor([[30522, 5, 6, 7, 102]], device=device).repeat(batch, 1)  # [DEC] a picture of [SEP]
+    text = torch.arange(200, 212, device=device).repeat(batch, 1)  # as many tokens as QUESTION and TEXT have
     searching = {"num_beams": 3, "min_length": task.length, "max_length": task.length}
 
     @torch.no_grad()
@@ -198,10 +211,10 @@ def hugging_face(task: Task, device: torch.device) -> Loaded:
         if task.kind == "answer":
             return model.generate(pixel_values=pixels, input_ids=text, **searching).shape[1]
         logits = model(pixel_values=pixels, input_ids=text, use_itm_head=True)[0]
-        cosine = model(pixel_values=pixels, input_ids=text, use_itm_head=False)[0]
-        return [float(logits.softmax(dim=1)[0, 1]), float(cosine)]
+        cosines = model(pixel_values=pixels, input_ids=text, use_itm_head=False)[0]  # (B, B)
+        return [logits.softmax(dim=1)[:, 1].tolist(), cosines.diagonal().tolist()]
 
-    return Loaded(run, lambda picture: picture.permute(0, 3, 1, 2) / 127.5 - 1, task.image_size, device)
+    return Loaded(run, lambda picture: picture.permute(0, 3, 1, 2) / 127.5 - 1, size, device)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ decisions. It takes up to eight minutes. Prints a table and a line of JSON, and 
 
 import argparse
 import gc
+import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +28,7 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import DEADLINE, MIB, ROOT, START, Server
+from benchmarks.hf_environment import MissingError, hf_python
 from benchmarks.latency import precisions
 from benchmarks.machine import machine
 from benchmarks.outcome import finish, head
@@ -44,6 +48,7 @@ from blip.weights.load import load_models
 TEXT = "what colour is the dog left of the circle?"
 SECONDS = 10.0  # of load by HTTP
 CLIENTS = 64
+PATIENCE = 150.0  # seconds for Hugging Face's BLIP, and for each step of making its environment
 
 
 class Bench:
@@ -113,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
         compare_random(bench, bundle, options.pictures, dtypes)
         default = "float32" if dry else "float16"
         peers(bench, bundle)
+        hugging_face(bench)
         speed(bench, bundle, default)
         failures(bench, bundle, default)
         if not options.no_http:
@@ -184,6 +190,33 @@ def peers(bench: Bench, bundle: Bundle) -> None:
             bench.note(name, bench.milliseconds(work, 3), "ms")
         del models, model, work
         release()
+
+
+def hugging_face(bench: Bench) -> None:
+    """Hugging Face's BLIP on the same device, as far as it comes in its time."""
+    try:
+        python = hf_python(PATIENCE, make=not bench.small)
+    except MissingError as reason:
+        bench.note("Hugging Face's BLIP is left out", str(reason))
+        return
+    process = subprocess.Popen(
+        [python, "-W", "ignore", "-m", "benchmarks.hf_gpu", *(["--small"] if bench.small else [])],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # compiling has processes of its own, which end with it
+    )
+    patience = threading.Timer(PATIENCE, os.killpg, [process.pid, signal.SIGKILL])
+    patience.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        found = json.loads(line)
+        name = f"Hugging Face, {found['dtype']}{', compiled' if found['compiled'] else ''}, {found['task']}"
+        bench.note(f"{name}, batch {found['batch']}", found["ms"], "ms")
+    patience.cancel()
+    if process.wait() != 0:
+        bench.note("Hugging Face's BLIP came no further", f"status {process.returncode}")
 
 
 def speed(bench: Bench, bundle: Bundle, dtype: str) -> None:
