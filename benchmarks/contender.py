@@ -52,16 +52,21 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that runs one task on pictures of its size."""
+    """A model that runs one task on pictures of its size.
+
+    `prepare` makes what the model takes of a picture (1, S, S, 3) uint8.
+    """
 
     run: Run
+    prepare: Callable[[Tensor], Tensor]
     image_size: int
     device: torch.device
 
     def timed(self, seed: int) -> dict[str, Any]:
         """One run on the image of `seed`."""
-        size = self.image_size
-        pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        size, generator = (1, self.image_size, self.image_size, 3), torch.Generator().manual_seed(seed)
+        picture = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        pixels = self.prepare(picture).to(self.device)
         start = time.perf_counter()
         output = self.run(pixels)  # ends with its result on the CPU
         seconds = time.perf_counter() - start
@@ -102,14 +107,15 @@ def peak(device: torch.device) -> int:
 
 def lavis_or_ours(name: str, task: Task, device: torch.device, small: bool) -> Loaded:
     """LAVIS or our engine, on the same random weights."""
-    from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, random_blip, tokenizer
+    from benchmarks.random_blip import FULL, FULL_VOCABULARY, SMALL, normalised, random_blip, tokenizer
 
     config = SMALL if small else {**FULL, "image_size": task.image_size}
     with tempfile.TemporaryDirectory() as folder:
         words = tokenizer(Path(folder), 0 if small else FULL_VOCABULARY)
     net = random_blip(task.kind, 0, words, config)
-    run = lavis(net.to(device), task) if name == "lavis" else ours(net, task, device, name)
-    return Loaded(run, config["image_size"], device)
+    if name == "lavis":
+        return Loaded(lavis(net.to(device), task), normalised, config["image_size"], device)
+    return Loaded(ours(net, task, device, name), lambda picture: picture, config["image_size"], device)
 
 
 def lavis(net: Any, task: Task) -> Run:
@@ -157,12 +163,20 @@ def ours(net: Any, task: Task, device: torch.device, dtype: str) -> Run:
             (result,) = engine.match(model.net, pixels, [TEXT], model.matches)
         if isinstance(result, Exception):
             raise result
-        return result
+        return engine.text_of(model.net, result) if isinstance(result, engine.Tokens) else result
 
     return run
 
 
-def hugging_face(task: Task, device: torch.device) -> Loaded:
+def hugging_face(
+    task: Task,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    batch: int = 1,
+    small: bool = False,
+    compiled: bool = False,
+) -> Loaded:
     """The BLIP of Hugging Face's transformers, of the same dimensions; the same number of tokens goes in and out."""
     from transformers import (
         BlipConfig,
@@ -171,18 +185,23 @@ def hugging_face(task: Task, device: torch.device) -> Loaded:
         BlipForQuestionAnswering,
     )
 
+    less = {"num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 48} if small else {}
+    size = 32 if small else task.image_size
     config = BlipConfig(
-        text_config={"num_attention_heads": 12, "vocab_size": 30524},
-        vision_config={"image_size": task.image_size, "initializer_range": 0.02},
+        text_config={"num_attention_heads": 12, "vocab_size": 30524, **less},
+        vision_config={"image_size": size, "initializer_range": 0.02, **less},
     )
     classes = {
         "caption": BlipForConditionalGeneration,
         "answer": BlipForQuestionAnswering,
         "match": BlipForImageTextRetrieval,
     }
-    model = classes[task.kind](config).eval().to(device)
-    prompt = torch.tensor([[30522, 5, 6, 7, 102]], device=device)  # [DEC] a picture of [SEP]
-    text = torch.arange(200, 212, device=device)[None]  # as many tokens as QUESTION and TEXT have
+    model = classes[task.kind](config).eval().to(device, dtype)
+    if compiled:
+        for part in model.children():  # generate itself cannot be compiled
+            part.compile(backend="eager" if small else "inductor")
+    prompt = torch.tensor([[30522, 5, 6, 7, 102]], device=device).repeat(batch, 1)  # [DEC] a picture of [SEP]
+    text = torch.arange(200, 212, device=device).repeat(batch, 1)  # as many tokens as QUESTION and TEXT have
     searching = {"num_beams": 3, "min_length": task.length, "max_length": task.length}
 
     @torch.no_grad()
@@ -192,10 +211,10 @@ def hugging_face(task: Task, device: torch.device) -> Loaded:
         if task.kind == "answer":
             return model.generate(pixel_values=pixels, input_ids=text, **searching).shape[1]
         logits = model(pixel_values=pixels, input_ids=text, use_itm_head=True)[0]
-        cosine = model(pixel_values=pixels, input_ids=text, use_itm_head=False)[0]
-        return [float(logits.softmax(dim=1)[0, 1]), float(cosine)]
+        cosines = model(pixel_values=pixels, input_ids=text, use_itm_head=False)[0]  # (B, B)
+        return [logits.softmax(dim=1)[:, 1].tolist(), cosines.diagonal().tolist()]
 
-    return Loaded(run, task.image_size, device)
+    return Loaded(run, lambda picture: picture.permute(0, 3, 1, 2) / 127.5 - 1, size, device)
 
 
 if __name__ == "__main__":

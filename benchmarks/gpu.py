@@ -9,11 +9,14 @@ decisions. It takes up to eight minutes. Prints a table and a line of JSON, and 
 
 import argparse
 import gc
+import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +28,13 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import DEADLINE, MIB, ROOT, START, Server
+from benchmarks.hf_environment import MissingError, hf_python
 from benchmarks.latency import precisions
 from benchmarks.machine import machine
 from benchmarks.outcome import finish, head
+from benchmarks.random_blip import normalised, random_pixels
 from benchmarks.random_bundle import write_bundle
-from benchmarks.scenes import Scenes, disagreement, lavis_results, load_exact, run
+from benchmarks.scenes import Scenes, disagreement, lavis_results, load_exact, run, run_lavis
 from benchmarks.throughput import WORKLOADS, measure
 from blip.batcher import Batcher
 from blip.device import check_device
@@ -43,6 +48,7 @@ from blip.weights.load import load_models
 TEXT = "what colour is the dog left of the circle?"
 SECONDS = 10.0  # of load by HTTP
 CLIENTS = 64
+PATIENCE = 150.0  # seconds for Hugging Face's BLIP, and for each step of making its environment
 
 
 class Bench:
@@ -112,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
         compare_random(bench, bundle, options.pictures, dtypes)
         default = "float32" if dry else "float16"
         peers(bench, bundle)
+        hugging_face(bench)
         speed(bench, bundle, default)
         failures(bench, bundle, default)
         if not options.no_http:
@@ -159,8 +166,7 @@ def compare_random(bench: Bench, bundle: Bundle, count: int, dtypes: Sequence[st
 
 def random_scenes(count: int, size: int) -> Scenes:
     """Noise, and one text for all."""
-    pixels = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-    return Scenes(pixels, [TEXT] * count, [TEXT] * count)
+    return Scenes(random_pixels(count, 1, size), [TEXT] * count, [TEXT] * count)
 
 
 def different(task: str, ours: Sequence[Any], theirs: Sequence[Any]) -> str:
@@ -172,20 +178,45 @@ def different(task: str, ours: Sequence[Any], theirs: Sequence[Any]) -> str:
     return f"{decisions:.1%} (by {max(abs(a[0] - b[0]) for a, b in pairs):.1e})"
 
 
-@torch.no_grad()
 def peers(bench: Bench, bundle: Bundle) -> None:
     """LAVIS on the same device, one picture at a time, in float32 as it is and in half precision."""
     for dtype in (torch.float32,) if bench.small else (torch.float32, torch.float16):
         models = load_exact(bundle, bench.device)
         for task, model in models.items():
             model.net.to(dtype)
-            scenes = random_scenes(1, model.image_size)
-            cast = Scenes(scenes.pixels.to(dtype), scenes.questions, scenes.texts)
+            pixels = normalised(random_pixels(1, 1, model.image_size)).to(bench.device, dtype)
             name = f"LAVIS, {str(dtype)[6:]}, {task} alone"
-            work = partial(lavis_results, models, task, cast)
+            work = partial(run_lavis, task, model, pixels, [TEXT])
             bench.note(name, bench.milliseconds(work, 3), "ms")
         del models, model, work
         release()
+
+
+def hugging_face(bench: Bench) -> None:
+    """Hugging Face's BLIP on the same device, as far as it comes in its time."""
+    try:
+        python = hf_python(PATIENCE, make=not bench.small)
+    except MissingError as reason:
+        bench.note("Hugging Face's BLIP is left out", str(reason))
+        return
+    process = subprocess.Popen(
+        [python, "-W", "ignore", "-m", "benchmarks.hf_gpu", *(["--small"] if bench.small else [])],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # compiling has processes of its own, which end with it
+    )
+    patience = threading.Timer(PATIENCE, os.killpg, [process.pid, signal.SIGKILL])
+    patience.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        found = json.loads(line)
+        name = f"Hugging Face, {found['dtype']}{', compiled' if found['compiled'] else ''}, {found['task']}"
+        bench.note(f"{name}, batch {found['batch']}", found["ms"], "ms")
+    patience.cancel()
+    if process.wait() != 0:
+        bench.note("Hugging Face's BLIP came no further", f"status {process.returncode}")
 
 
 def speed(bench: Bench, bundle: Bundle, dtype: str) -> None:
@@ -204,7 +235,7 @@ def speed(bench: Bench, bundle: Bundle, dtype: str) -> None:
     tasks = {task.name: task(models[task.bundle_name]) for task in TASKS}
     for name, task in tasks.items():
         samples = prepared(task, bench.largest)
-        bench.note(f"ours, {dtype}, {name} alone", bench.milliseconds(partial(task.run, samples[:1])), "ms")
+        bench.note(f"ours, {dtype}, {name} alone", bench.milliseconds(partial(alone, task, samples[0])), "ms")
         for batch in bucket_sizes(bench.largest):
             ms = bench.milliseconds(partial(task.run, samples[:batch]), 5)
             bench.note(f"ours, {dtype}, {name} in batches of {batch}", round(batch / ms * 1e3, 1), "per s")
@@ -218,6 +249,12 @@ def prepared(task: Task, count: int) -> list[Sample]:
     size = task.model.image_size
     pictures = [bytearray(Image.effect_noise((size, size), sigma).convert("RGB").tobytes()) for sigma in range(8)]
     return [task.prepare(pictures[i % len(pictures)], TEXT) for i in range(count)]
+
+
+def alone(task: Task, sample: Sample) -> str:
+    """One request to its output string."""
+    (found,) = task.run([sample])
+    return task.say(found)
 
 
 def mixed(bench: Bench, tasks: dict[str, Task]) -> None:

@@ -3,8 +3,8 @@
     scripts/bench pictures [--rounds N] [--quick]
 
 Two photo-like pictures, resized to 384 pixels and normalised, in two ways: by the pool of processes as the service does
-it, and in a thread of this process as before. "Alone" is one at a time, in turns; "together" is as many at a time as
-the service may have. Prints a table and one line of JSON, and keeps that line under benchmarks/results.
+it, and by LAVIS's processor in a thread of this process. "Alone" is one at a time, in turns; "together" is as many at a
+time as the service may have. Prints a table and one line of JSON, and keeps that line under benchmarks/results.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from PIL import Image
 
 from benchmarks.machine import machine
 from benchmarks.outcome import finish, head
-from blip.lavis import import_lavis, pixel_processor
+from blip.engine.encoders import normalise
+from blip.lavis import import_lavis, pixel_values
 from blip.pictures.pool import Pool
 
 SIDE = 384
@@ -66,14 +67,14 @@ async def measure(paths: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
     """A row for every picture."""
     pool = Pool()
     pool.wait()
-    loop, normalise = asyncio.get_running_loop(), pixel_processor()
+    loop, values = asyncio.get_running_loop(), pixel_values()
     processor = import_lavis().blip_processors.BlipImageEvalProcessor(image_size=SIDE)
     threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
 
     async def in_processes(path: Path) -> torch.Tensor:
         pixels = await pool.pixels(path, SIDE)
-        picture = torch.frombuffer(pixels, dtype=torch.uint8).view(SIDE, SIDE, 3).numpy()
-        return await loop.run_in_executor(threads, normalise, picture)
+        picture = torch.frombuffer(pixels, dtype=torch.uint8).view(1, SIDE, SIDE, 3)
+        return await loop.run_in_executor(threads, lambda: normalise(values, picture)[0])
 
     async def in_threads(path: Path) -> torch.Tensor:
         return await loop.run_in_executor(threads, lambda: processor(Image.open(path).convert("RGB")))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip.lavis import build, fill, make_tokenizer
+from blip.lavis import build, fill, import_lavis, make_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
@@ -107,5 +107,25 @@ def random_blip(task: str, seed: int, tokenizer: Any, config: dict[str, Any] = S
 
 
 def random_pixels(count: int, seed: int, size: int = SMALL["image_size"]) -> Tensor:
-    """(count, 3, size, size), as the image processor scales them."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    """Pictures of noise, (count, size, size, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def fail_on_black(net: Any, value: float) -> None:
+    """Let the image encoder of `net` come to `value`, not a finite one, for pictures whose first pixel is black."""
+    black = net.pixel_values[:, 0]
+
+    def spoil(_: Any, inputs: tuple[Tensor], patches: Tensor) -> Tensor:
+        (pixels,) = inputs
+        failing = (pixels[:, :, 0, 0] == black).all(1)  # (B,)
+        return patches.masked_fill(failing[:, None, None], value)
+
+    net.visual_encoder.patch_embed.register_forward_hook(spoil)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Pictures (B, S, S, 3) uint8 as LAVIS takes them: (B, 3, S, S) float32, by its own processor after its resize."""
+    processor = import_lavis().blip_processors.BlipImageEvalProcessor().transform
+    after_resize = type(processor)(processor.transforms[1:])
+    return torch.stack([after_resize(picture.numpy()) for picture in pixels.cpu()])

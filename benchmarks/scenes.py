@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from benchmarks.random_blip import normalised
 from blip import engine
 from blip.config import DEMO
 from blip.engine import Search
 from blip.engine.model import Model
-from blip.lavis import build, fill, import_lavis
+from blip.lavis import build, fill
 from blip.weights.bundle import TASKS, Bundle, open_bundle
 from blip.weights.load import load_models, load_tokenizer
 from demo import scenes as drawing
@@ -25,7 +27,7 @@ BATCH = 8
 class Scenes:
     """Pictures with a question and a statement each."""
 
-    pixels: Tensor  # (B, 3, S, S)
+    pixels: Tensor  # (B, S, S, 3) uint8
     questions: list[str]
     texts: list[str]
 
@@ -37,9 +39,11 @@ def draw(count: int, seed: int, image_size: int) -> Scenes:
     """`count` scenes with questions and statements of mixed kinds and lengths."""
     rng = random.Random(seed)
     scenes = [drawing.random_scene(rng) for _ in range(count)]
-    preprocess = import_lavis().blip_processors.BlipImageEvalProcessor(image_size=image_size)
+    size = image_size, image_size
+    pictures = [drawing.draw(scene).resize(size, Image.Resampling.BICUBIC) for scene in scenes]
+    bytes_of_all = bytearray(b"".join(picture.tobytes() for picture in pictures))
     return Scenes(
-        pixels=torch.stack([preprocess(drawing.draw(scene)) for scene in scenes]),
+        pixels=torch.frombuffer(bytes_of_all, dtype=torch.uint8).view(count, *size, 3),
         questions=[rng.choice(sentences.questions(scene, rng))[0] for scene in scenes],
         texts=[rng.choice(sentences.match_texts(scene, rng))[0] for scene in scenes],
     )
@@ -57,16 +61,20 @@ def load_exact(bundle: Bundle, device: torch.device) -> dict[str, Model]:
     return exact
 
 
-@torch.no_grad()
 def lavis_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[Any]:
-    """What LAVIS gives; questions one by one, as in a batch it lets the decoder see the padding."""
+    """What LAVIS gives for all scenes."""
     model = models[task]
-    device = next(model.net.parameters()).device
+    pixels = normalised(scenes.pixels).to(model.net.visual_encoder.pos_embed)
+    return run_lavis(task, model, pixels, scenes.texts if task == "match" else scenes.questions)
+
+
+@torch.no_grad()
+def run_lavis(task: str, model: Model, pixels: Tensor, texts: Sequence[str]) -> list[Any]:
+    """LAVIS's results for pixels (B, 3, S, S) as it takes them; one by one, as in a batch its decoder sees padding."""
     results: list[Any] = []
-    for i in range(len(scenes.pixels)):
-        image = scenes.pixels[i : i + 1].to(device)
+    for image, text in zip(pixels.split(1), texts, strict=True):
         if task == "match":
-            samples = {"image": image, "text_input": [scenes.texts[i]]}
+            samples = {"image": image, "text_input": [text]}
             probability = model.net(samples, match_head="itm").softmax(dim=1)[0, 1]
             results.append((float(probability), float(model.net(samples, match_head="itc"))))
             continue
@@ -76,7 +84,7 @@ def lavis_results(models: dict[str, Model], task: str, scenes: Scenes) -> list[A
             results += model.net.generate({"image": image}, num_beams=beams, min_length=low, max_length=high)
         else:
             results += model.net.predict_answers(
-                {"image": image, "text_input": [scenes.questions[i]]},
+                {"image": image, "text_input": [text]},
                 inference_method="generate",
                 num_beams=beams,
                 min_len=low,
@@ -98,8 +106,13 @@ def run(task: str, model: Model, pixels: Tensor, texts: Sequence[str], graphs: A
         return list(engine.match(model.net, pixels, texts, graphs))
     assert model.search is not None
     if task == "caption":
-        return list(engine.caption(model.net, pixels, model.search, graphs))
-    return list(engine.answer(model.net, pixels, texts, model.search, graphs))
+        return texts_of(model.net, engine.caption(model.net, pixels, model.search, graphs))
+    return texts_of(model.net, engine.answer(model.net, pixels, texts, model.search, graphs))
+
+
+def texts_of(net: Any, found: Sequence[engine.Tokens | Exception]) -> list[Any]:
+    """The texts of captions or answers, an error where there is one."""
+    return [one if isinstance(one, Exception) else engine.text_of(net, one) for one in found]
 
 
 def disagreement(count: int, device: torch.device, dtypes: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -51,7 +51,7 @@ def main(path: Path, started: float) -> None:
         verified.result()
         clock.mark("rest of the verification")
     for one in tasks:
-        one.run([one.example()])
+        one.say(one.run([one.example()])[0])
     clock.mark("one prediction of each task")
     print(json.dumps(clock.stages))
 

@@ -6,7 +6,7 @@ LAVIS owns the models. Parameters are made on the meta device, so no time goes i
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,15 +29,25 @@ def make_tokenizer(vocabulary: Path) -> Any:
     return tokenizer
 
 
-def pixel_processor() -> Callable[[Any], Tensor]:
-    """LAVIS's evaluation processor after its resize: (S, S, 3) uint8 array -> (3, S, S) float32, normalised."""
-    whole = import_lavis().blip_processors.BlipImageEvalProcessor().transform
-    processor: Callable[[Any], Tensor] = type(whole)(whole.transforms[1:])
-    return processor
+def pixel_values() -> Tensor:
+    """(3, 256) float32: what LAVIS's evaluation processor, after its resize, makes of each value of each colour."""
+    processor = import_lavis().blip_processors.BlipImageEvalProcessor().transform
+    after_resize = type(processor)(processor.transforms[1:])
+    values: Tensor = after_resize(torch.arange(256, dtype=torch.uint8)[:, None, None].expand(256, 1, 3).numpy())
+    return values.squeeze(2)
 
 
 def build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
-    """The LAVIS model of `task` with every parameter on the meta device and buffers on the CPU."""
+    """The LAVIS model of `task` with every parameter on the meta device and buffers on the CPU.
+
+    Besides LAVIS's own buffers it has `pixel_values`, which the engine looks the pixels of a picture up in.
+    """
+    net = _build(task, config, tokenizer)
+    net.register_buffer("pixel_values", pixel_values(), persistent=False)
+    return net
+
+
+def _build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
     lavis = import_lavis()
     from transformers.models.bert.configuration_bert import BertConfig
 

@@ -3,10 +3,11 @@
 import asyncio
 import gc
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from blip.pictures.pool import Pool
 from blip.weights.bundle import open_bundle
 
 if TYPE_CHECKING:  # these import torch, which happens while the bundle is verified
-    from blip.tasks import Outputs, Sample, Task
+    from blip.tasks import Found, Outputs, Sample, Task
 
 DYING_SECONDS = 1.0  # for waiting predictions to report their error before the process ends
 
@@ -48,7 +49,7 @@ class Service:
         self._batcher = Batcher(self.run_batch, max_batch, check_device, _end_process)
 
     def run_batch(self, task: str, samples: "Sequence[Sample]") -> "Outputs":
-        """The output string or the error of every sample; runs in the batching thread."""
+        """What is found for every sample, or its error; runs in the batching thread."""
         return self.tasks[task].run(samples)
 
     def is_alive(self) -> bool:
@@ -65,10 +66,10 @@ class Service:
             graphs = task.model.graphs
             for size in (graphs.sizes if graphs else []) or [1]:
                 for future in self._batcher.submit_together(name, [task.example()] * size):
-                    future.result()
+                    task.say(future.result().value)
 
-    async def run(self, request: Request, emit: Callable[[str], None] | None = None) -> Result:
-        """Run a request and return its output; `emit` gets the pieces as they form, in the batching thread.
+    async def run(self, request: Request, emit: "Callable[[Found], None] | None" = None) -> Result:
+        """Run a request and return its output; `emit` gets what is certain as it grows, in the batching thread.
 
         Raises:
             InputError: the image cannot be used, or the text that the task needs is missing or blank.
@@ -80,24 +81,37 @@ class Service:
         pixels = await self.pictures.pixels(request.image, task.model.image_size)
         loop = asyncio.get_running_loop()
         sample = await loop.run_in_executor(self._preparing, task.prepare, pixels, text, emit)
-        return await asyncio.wrap_future(self._batcher.submit(request.task, sample))
+        result = await asyncio.wrap_future(self._batcher.submit(request.task, sample))
+        # The batching thread makes no strings: the device would wait for them.
+        return replace(result, value=await loop.run_in_executor(self._preparing, task.say, result.value))
 
     async def stream(self, request: Request) -> AsyncIterator[str | Result]:
         """Yield the output's words as they become certain, then the whole result; raise the errors of `run`."""
         loop = asyncio.get_running_loop()
-        words: asyncio.Queue[str | None] = asyncio.Queue()
+        certain: asyncio.Queue[Found | None] = asyncio.Queue()
 
-        def emit(word: str) -> None:
-            loop.call_soon_threadsafe(words.put_nowait, word)
+        def emit(found: "Found") -> None:
+            loop.call_soon_threadsafe(certain.put_nowait, found)
 
         running = asyncio.create_task(self.run(request, emit))
-        running.add_done_callback(lambda _: words.put_nowait(None))
+        running.add_done_callback(lambda _: certain.put_nowait(None))
+        told = 0  # characters; a batch that is run again after an error starts from the beginning
         try:
-            while word := await words.get():
+            while (found := await certain.get()) is not None:
+                output = await loop.run_in_executor(self._preparing, self.tasks[request.task].say, found)
+                for word in _words(output[told:]):
+                    yield word
+                told = max(told, len(output))
+            result = await running
+            for word in _words(result.value[told:]):
                 yield word
-            yield await running
+            yield result
         finally:
             running.cancel()
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\s*\S+|\s+$", text)
 
 
 def start(settings: Settings) -> Service:

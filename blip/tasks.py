@@ -1,9 +1,8 @@
-"""The three tasks: a batch of prepared requests in, the published output strings out."""
+"""The three tasks: a batch of prepared requests in, what becomes the published output strings out."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +10,12 @@ from torch import Tensor
 
 from blip import engine
 from blip.engine.model import Model
-from blip.lavis import import_lavis, pixel_processor
+from blip.lavis import import_lavis
 from blip.texts import cut
 
-Outputs = list[str | Exception]
+#: What the device finds for a request; `Task.say` makes the output string of it.
+Found = engine.Tokens | engine.Match
+Outputs = Sequence[Found | Exception]
 
 
 @dataclass
@@ -22,25 +23,16 @@ class Sample:
     """One request, ready for the device.
 
     Attributes:
-        pixels: (3, S, S) float32, normalised; in pinned memory where the device is a GPU.
+        pixels: (S, S, 3) uint8; in pinned memory where the device is a GPU.
         text: the question or the caption as LAVIS's processor leaves it; "" where the task has none.
         ids: its tokens.
-        emit: gets the output string piece by piece as it becomes certain; None if not wanted.
+        emit: gets what is certain of the tokens when it has grown; None if not wanted.
     """
 
     pixels: Tensor
     text: str
     ids: list[int]
-    emit: Callable[[str], None] | None = None
-    _emitted: int = field(default=0, init=False)  # characters
-
-    def tell(self, output: str) -> None:
-        """Emit the words of `output`, a beginning of the result, that were not emitted yet."""
-        if self.emit:
-            for word in re.findall(r"\s*\S+|\s+$", output[self._emitted :]):
-                self.emit(word)
-            # A batch that is run again after an error starts from the beginning.
-            self._emitted = max(self._emitted, len(output))
+    emit: Callable[[Found], None] | None = None
 
 
 class Task(ABC):
@@ -58,19 +50,17 @@ class Task(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._normalise = pixel_processor()
         self._process_text = self._text_processor()
 
-    def prepare(self, pixels: bytearray, text: str, emit: Callable[[str], None] | None = None) -> Sample:
-        """Normalise a picture of (S, S, 3) uint8 as LAVIS does; needs no device and may run in any thread."""
+    def prepare(self, pixels: bytearray, text: str, emit: Callable[[Found], None] | None = None) -> Sample:
+        """Make a request of a picture, (S, S, 3) bytes, and its text; needs no device and may run in any thread."""
         side = self.model.image_size
         picture = torch.frombuffer(pixels, dtype=torch.uint8).view(side, side, 3)
-        normalised = self._normalise(picture.numpy())
         if self.model.device.type == "cuda":
-            normalised = normalised.pin_memory()
+            picture = picture.pin_memory()
         text = self._process_text(cut(text))
         ids = engine.tokenize(self.model.net, text) if self.text_input else []
-        return Sample(normalised, text, ids, emit)
+        return Sample(picture, text, ids, emit)
 
     def example(self) -> Sample:
         """A request for trying out a machine: a grey image and some text."""
@@ -78,14 +68,14 @@ class Task(ABC):
 
     @torch.inference_mode()
     def run(self, samples: Sequence[Sample]) -> Outputs:
-        """The output string or the error of every sample; no result depends on the other samples."""
+        """What is found for every sample, or its error; no result depends on the other samples."""
         device = self.model.device
-        pixels = torch.stack([sample.pixels.to(device, non_blocking=True) for sample in samples])  # (B, 3, S, S)
-        outputs = self._outputs(pixels, samples)
-        for sample, output in zip(samples, outputs, strict=True):
-            if isinstance(output, str):
-                sample.tell(output)
-        return outputs
+        pixels = torch.stack([sample.pixels.to(device, non_blocking=True) for sample in samples])  # (B, S, S, 3)
+        return self._outputs(pixels, samples)
+
+    @abstractmethod
+    def say(self, found: Any) -> str:
+        """The output string of what `run` found, or as much of it as is certain; needs no device, in any thread."""
 
     def _text_processor(self) -> Callable[[str], str]:
         return str
@@ -99,23 +89,21 @@ class _Generating(Task):
 
     prefix: ClassVar[str]
 
+    def say(self, found: engine.Tokens) -> str:
+        """The prefix and the text, once there is some of it."""
+        text = engine.text_of(self.model.net, found)
+        return self.prefix + text if text or found.whole else ""
+
     def _outputs(self, pixels: Tensor, samples: Sequence[Sample]) -> Outputs:
         arguments = self._arguments(pixels, samples)
-        if any(sample.emit for sample in samples):
-            return self._follow(self._stream(*arguments), samples)
-        return [text if isinstance(text, Exception) else self.prefix + text for text in self._generate(*arguments)]
-
-    def _follow(self, steps: Iterator[Outputs], samples: Sequence[Sample]) -> Outputs:
-        """Emit the pieces of every step as they come; the whole strings at the end."""
-        outputs: Outputs = [self.prefix] * len(samples)
-        for pieces in steps:
-            for index, piece in enumerate(pieces):
-                output = outputs[index]
-                if isinstance(piece, Exception):
-                    outputs[index] = piece
-                elif isinstance(output, str) and piece:
-                    outputs[index] = output + piece
-                    samples[index].tell(output + piece)
+        if not any(sample.emit for sample in samples):
+            return self._generate(*arguments)
+        emitted: dict[int, Found] = {}
+        for outputs in self._stream(*arguments):
+            for index, (sample, found) in enumerate(zip(samples, outputs, strict=True)):
+                if sample.emit and isinstance(found, engine.Tokens) and found != emitted.get(index):
+                    emitted[index] = found
+                    sample.emit(found)
         return outputs
 
     #: The engine's functions for the task.
@@ -170,14 +158,13 @@ class Matching(Task):
         return processor
 
     def _outputs(self, pixels: Tensor, samples: Sequence[Sample]) -> Outputs:
-        matches = engine.match(self.model.net, pixels, [sample.ids for sample in samples], self.model.matches)
-        return [match if isinstance(match, Exception) else self._say(match) for match in matches]
+        return engine.match(self.model.net, pixels, [sample.ids for sample in samples], self.model.matches)
 
-    @staticmethod
-    def _say(match: engine.Match) -> str:
+    def say(self, found: engine.Match) -> str:
+        """Two sentences."""
         return (
-            f"The image and text are matched with a probability of {match.probability:.4%}.\n"
-            f"The image feature and text feature has a cosine similarity of {match.similarity:.4f}."
+            f"The image and text are matched with a probability of {found.probability:.4%}.\n"
+            f"The image feature and text feature has a cosine similarity of {found.similarity:.4f}."
         )
 
 

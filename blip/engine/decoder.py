@@ -68,11 +68,12 @@ class CachedDecoder:
         masks = torch.zeros(batch, 1, 1, shape.states, dtype=torch.bool, device=like.device)
         self._cross_mask = additive(masks, like.dtype) if shape.masked else None
         self._pool = like.new_empty(len(layers), 2, batch, heads, entries, width)
-        self._entry = torch.arange(entries, device=like.device)  # (S,)
         # At the start a beam sees the prompt.
-        seen = (self._entry < shape.prompt).expand(batch, 1, shape.beams, entries)
+        seen = (torch.arange(entries, device=like.device) < shape.prompt).expand(batch, 1, shape.beams, entries)
         self._start = additive(seen, like.dtype)
         self._mask = additive(seen, like.dtype)  # of the pool, for each beam
+        own = torch.eye(shape.beams, dtype=torch.bool, device=like.device)  # of the entries of one step
+        self._own = additive(own, like.dtype).expand(batch, 1, -1, -1)
         self._first = torch.arange(shape.prompt, shape.prompt + shape.beams, device=like.device)
         self._slots = self._first.clone()  # (K,), where a step writes
         self._position = torch.empty(1, dtype=torch.long, device=like.device)
@@ -84,7 +85,7 @@ class CachedDecoder:
         smaller._cross = self._cross[:, :, :batch]
         smaller._cross_mask = None if self._cross_mask is None else self._cross_mask[:batch]
         smaller._pool = self._pool[:, :, :batch]
-        smaller._start, smaller._mask = self._start[:batch], self._mask[:batch]
+        smaller._start, smaller._mask, smaller._own = (part[:batch] for part in (self._start, self._mask, self._own))
         return smaller
 
     def load(self, states: Tensor, mask: Tensor | None) -> None:
@@ -131,8 +132,8 @@ class CachedDecoder:
             (B, K, V) logits, in float32 on a GPU.
         """
         assert tokens.shape == parents.shape == (self.shape.batch, self.shape.beams), tokens.shape
-        past = self._mask.gather(2, parents[:, None, :, None].expand_as(self._mask))
-        self._mask.copy_(past.masked_fill_(self._entry == self._slots[:, None], 0))
+        self._mask.copy_(self._mask.gather(2, parents[:, None, :, None].expand_as(self._mask)))
+        self._mask.index_copy_(3, self._slots, self._own)
         x = embed(self._bert, tokens, self._position)  # (B, K, C)
         for layer, pool, cross in zip(self._bert.encoder.layer, self._pool, self._cross, strict=True):
             q, own = queries_keys_values(layer.attention, x)

@@ -1,8 +1,9 @@
 """The search of beam.py in operations of fixed shapes on the device, to be captured with the decoder's step.
 
-It takes the same choices. The host reads nothing but `done`, and the outcome at the end.
-Shapes: B samples, K beams, T tokens of the longest result, V words. Rows 0 to K-1 of a sample are its live beams, rows
-K to 2K-1 its finished hypotheses.
+It takes the same choices. The host reads nothing but `done`, and the outcome at the end. Each operation is a kernel
+that the next step waits for, so they are few: beams are not moved but traced back at the end, and hypotheses that end
+in one step are added together.
+Shapes: B samples, K beams, T tokens of the longest result, P of the prompt, V words.
 """
 
 import math
@@ -12,137 +13,137 @@ from torch import Tensor
 
 from blip.engine.beam import NonFiniteLogitsError, Sample, Search, beam_search
 
-_NEVER = 2**31  # later than any hypothesis was finished
-
 
 class DeviceSearch:
     """The searches of a batch: `start`, then `advance` with the logits of every step.
 
     Attributes:
         prompt: (P,), the same for all.
-        next: (B, K), the tokens chosen for the live beams.
+        next: (B, K), the tokens chosen for the live beams; any word for done samples.
         parents: (B, K), the beams that they continue.
         done: (B,) bool.
     """
 
-    def __init__(self, batch: int, search: Search, prompt: Tensor, *, eos_token_id: int, pad_token_id: int) -> None:
+    def __init__(self, batch: int, search: Search, prompt: Tensor, *, eos_token_id: int) -> None:
         """Reserve the buffers on the device of `prompt`."""
         beams, longest, device = search.num_beams, search.max_length, prompt.device
         self._search = search
-        self._eos, self._pad = eos_token_id, pad_token_id
-        self.prompt = prompt
-        self._tokens = torch.zeros(batch, 2 * beams, longest, dtype=torch.long, device=device)
-        self._length = torch.zeros(1, dtype=torch.long, device=device)  # tokens of a live beam
-        self._scores = torch.zeros(batch, beams, device=device)
-        # Of the finished hypotheses: their scores, as Python's numbers are, and the order in which they were added:
-        # their length times K, plus the rank at which they ended; -1 where there is none.
-        self._finals = torch.zeros(batch, beams, dtype=torch.double, device=device)
-        self._order = torch.zeros(batch, beams, dtype=torch.long, device=device)
+        self._eos = eos_token_id
+        self.prompt, self._begin = prompt, prompt.tolist()
+        self._candidates = torch.zeros(2, batch, 2 * beams, dtype=torch.long, device=device)  # tokens, parents
+        self._chosen = torch.zeros(2, batch, beams, dtype=torch.long, device=device)
+        self.next, self.parents = self._chosen
+        self._history = torch.zeros(longest, 2, batch, beams, dtype=torch.long, device=device)  # what was chosen
+        self._scores = torch.zeros(batch, beams, device=device)  # of the live beams, best first
+        # Hypotheses: their scores, as Python's numbers are, and their orders. First come those that end in this step if
+        # the candidates of that rank do, then those kept. An order is (length K + rank) K + parent: it tells what was
+        # added later, and where the tokens are. A place without a hypothesis has NaN, and an order below zero.
+        self._hypotheses = torch.zeros(2, batch, 2 * beams, dtype=torch.double, device=device)
+        self._ending, self._kept = self._hypotheses.split(beams, dim=2)
         self._failed = torch.zeros(batch, dtype=torch.bool, device=device)
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
-        self.next, self.parents = (torch.zeros(batch, beams, dtype=torch.long, device=device) for _ in range(2))
-        self._beams = torch.arange(beams, device=device)
-        self._ranks = torch.arange(2 * beams, device=device)
-        self._columns = torch.arange(longest, device=device)
+        self._position = torch.zeros(1, dtype=torch.long, device=device)  # of the tokens that are chosen next
+        self._lengths = torch.tensor([0.0, longest], dtype=torch.double, device=device)  # a live beam's, the longest's
+        self._length = self._lengths[:1]
+        self._ranks = torch.arange(beams, device=device)
+        self._places = torch.arange(beams, 2 * beams, device=device)[:, None]  # of the hypotheses kept
+        self._ahead = torch.arange(2 * beams, device=device) - self._ranks[:, None]  # (K, 2K)
         self._first = torch.tensor([0.0] + [-1e9] * (beams - 1), device=device)
 
     def start(self, real: Tensor) -> None:
         """Begin where `real` (B,) is true; the other samples are padding, and done."""
-        length = len(self.prompt)
-        self._tokens[..., :length] = self.prompt
-        self._length.fill_(length)
+        self._position.fill_(len(self.prompt))
+        self._length.fill_(len(self.prompt))
         self._scores.copy_(self._first.expand_as(self._scores))
-        self._finals.fill_(-math.inf)
-        self._order.fill_(-1)
+        scores, orders = self._kept
+        scores.fill_(math.nan)
+        orders.copy_((self._ranks - len(self._ranks)).expand_as(orders))
         self._failed.zero_()
         self.done.copy_(~real)
 
     def advance(self, logits: Tensor) -> None:
         """Choose the next tokens by the logits (B, K, V) of the live beams; what done samples have finished stays."""
-        batch, beams, vocab = logits.shape
+        _, beams, vocab = logits.shape
         logprobs = logits.float().log_softmax(-1)
         logprobs[..., self._eos].masked_fill_(self._length < self._search.min_length, -math.inf)
         totals = logprobs.add_(self._scores[..., None]).flatten(1)  # (B, K*V)
         top, ids = totals.topk(2 * beams, dim=1)  # (B, 2K), best first
-        parent = ids.div(vocab, rounding_mode="floor")
-        token = ids - parent * vocab
-        ends = token == self._eos
-        failed = ~self.done & top[:, 0].isnan()  # see Sample.advance
-        active = ~(self.done | failed)
-
-        # The K best that do not end become the live beams.
-        place = (~ends).cumsum(1).sub_(1).masked_fill_(ends, beams).clamp_(max=beams)  # (B, 2K); K: none of them
-        chosen = self._ranks.new_zeros(batch, beams + 1).scatter_(1, place, self._ranks.expand(batch, -1))[:, :beams]
-        self.parents.copy_(parent.gather(1, chosen))
-        self._scores.copy_(top.gather(1, chosen))
-        source = torch.cat((self.parents, self._finish(top, parent, ends & active[:, None])), dim=1)  # (B, 2K) rows
-        last = token.gather(1, chosen)
-        tokens = self._tokens.gather(1, source[..., None].expand_as(self._tokens))
-        here = self._columns == self._length  # beyond the length of a finished hypothesis anything may stand
-        tokens[:, :beams] = torch.where(here, last[..., None], tokens[:, :beams])
-        self._tokens.copy_(tokens)
-
+        tokens, parents = self._candidates
+        torch.div(ids, vocab, rounding_mode="floor", out=parents)
+        torch.sub(ids, parents, alpha=vocab, out=tokens)
+        failed = top[:, 0].isnan() > self.done  # (B,), of bools: and not done; see Sample.advance
         self._failed.logical_or_(failed)
-        self.done.logical_or_(failed | self._are_done(top[:, 0]))
-        self.next.copy_(last.masked_fill_(self.done[:, None], self._pad))
+        self.done.logical_or_(failed)
+
+        # The K best that do not end become the live beams. Beam k is the first with k others that do not end before it.
+        ends = tokens == self._eos
+        ended = ends.cumsum(1)  # (B, 2K), with those before
+        chosen = (ended[:, None] > self._ahead).sum(-1)  # (B, K) ranks
+        torch.gather(top, 1, chosen, out=self._scores)
+        torch.gather(self._candidates, 2, chosen.expand(2, -1, -1), out=self._chosen)
+        self._history.index_copy_(0, self._position, self._chosen[None])
+
+        self._finish(top[:, :beams], parents[:, :beams], ended[:, :beams], ends[:, :beams] > self.done[:, None])
+        self._position.add_(1)
         self._length.add_(1)
+        self.done.logical_or_(self._are_done())
 
-    def _finish(self, top: Tensor, parent: Tensor, ends: Tensor) -> Tensor:
-        """Add the live beams that end among the first K candidates, as `BeamHypotheses.add`.
+    def _finish(self, top: Tensor, parents: Tensor, ended: Tensor, ends: Tensor) -> None:
+        """Add the live beams that end among the first K candidates, as `BeamHypotheses.add` does one after the other.
 
-        Returns:
-            (B, K) the rows that the finished hypotheses now come from.
+        All arguments are (B, K), by rank. The n-th that ends meets the n-th worst of those kept, and takes its place if
+        it is better. Those after it are no better, and meet better ones.
         """
-        slots = self._beams
-        count = len(slots)
-        finals, order, source = self._finals, self._order, (slots + count).expand_as(self._order)
-        scores = top[:, :count].double() / self._length
-        orders = self._length * count + slots
-        for rank in range(count):
-            lowest = finals.amin(1, keepdim=True)
-            # The first empty one; if none, the oldest of the lowest.
-            slot = torch.where(finals == lowest, order, _NEVER).argmin(1, keepdim=True)
-            better = (order.gather(1, slot) < 0) | (scores[:, rank, None] > lowest)
-            here = (slots == slot) & better & ends[:, rank, None]  # (B, K)
-            finals = torch.where(here, scores[:, rank, None], finals)
-            order = torch.where(here, orders[rank], order)
-            source = torch.where(here, parent[:, rank, None], source)
-        self._finals.copy_(finals)
-        self._order.copy_(order)
-        return source
+        count = len(self._ranks)
+        torch.div(top, self._length, out=self._ending[0])
+        torch.add(torch.add(parents, self._ranks, alpha=count), self._length, alpha=count**2, out=self._ending[1])
+        # Each of those kept (dimension 1) beside the others: of two equal ones the older counts as worse.
+        (scores, orders), (others, other_orders) = self._kept[..., None], self._kept[:, :, None]
+        at_least = (scores > others) | ((orders >= other_orders) > (scores < others))  # (B, K, K)
+        place = at_least.sum(-1, keepdim=True)  # (B, K, 1), 1 for the worst
+        # Now beside each that ends (dimension 2).
+        enters = ((place == ended[:, None]) & ends[:, None]) > (self._ending[0, :, None] <= scores)
+        source = torch.where(enters, self._ranks, self._places).amin(-1)  # (B, K)
+        self._kept.copy_(self._hypotheses.gather(2, source.expand(2, -1, -1)))
 
-    def _are_done(self, best: Tensor) -> Tensor:
-        """`Sample._is_done` for all: best (B,) and the scores of the live beams are those of the tokens just chosen."""
-        full = self._order.amin(1) >= 0
-        worst, finals = self._finals.amin(1), self._finals.amax(1)
-        leader = self._scores.amax(1).double()
-        settled = (worst >= best.double() / self._length) | (worst >= leader / (self._length + 1))
-        # With no hypothesis the best is -inf, and greater than nothing.
-        return (full & settled) | (finals > leader / self._search.max_length)
+    def _are_done(self) -> Tensor:
+        """`Sample._is_done` for all, (B,), once their length has grown; where there is NaN no comparison holds."""
+        kept, best = self._kept[0], self._ending[0, :, :1]  # the score of the best candidate, had it ended
+        now, longest = (self._scores[:, :1] / self._lengths).split(1, dim=1)  # had the best live beam ended
+        done: Tensor = (kept >= torch.minimum(best, now)).all(1) | (kept > longest).any(1)
+        return done
 
     def samples(self, batch: int) -> list[Sample]:
         """Read the first `batch` searches from the device, as they stand."""
-        orders = self._order[:batch].tolist()
-        numbers = torch.cat((self._scores.double(), self._finals), 1)[:batch].tolist()
-        states = torch.stack((self.done, self._failed), 1)[:batch].tolist()
+        beams, first = self._search.num_beams, len(self.prompt)
+        flags = torch.stack((self.done, self._failed), dim=1)
+        state = torch.cat((self._scores.double(), *self._kept, flags.double()), dim=1)[:batch].cpu()
         length = int(self._length)
-        rows = self._tokens[:batch].tolist()
-        return [self._sample(length, *found) for found in zip(rows, orders, numbers, states, strict=True)]
+        history = self._history[first:length, :, :batch].cpu()
+        orders = state[:, 2 * beams : 3 * beams].long()
+        # Trace the live beams and the hypotheses back, all at the same time, each from its own length.
+        lengths = torch.cat((torch.full_like(orders, length), orders // beams**2), dim=1)  # (B, 2K)
+        beam = torch.cat((torch.arange(beams).expand_as(orders), orders % beams), dim=1)
+        tokens = torch.empty(*beam.shape, length - first, dtype=torch.long)
+        for position in reversed(range(first, length)):
+            tokens[..., position - first], parent = history[position - first].gather(2, beam.expand(2, -1, -1))
+            beam = torch.where(position < lengths, parent, beam)
+        rows = [[self._begin + row for row in sample] for sample in tokens.tolist()]
+        return [self._sample(*found) for found in zip(rows, lengths.tolist(), state.tolist(), strict=True)]
 
-    def _sample(
-        self, length: int, rows: list[list[int]], orders: list[int], numbers: list[float], state: list[bool]
-    ) -> Sample:
+    def _sample(self, rows: list[list[int]], lengths: list[int], state: list[float]) -> Sample:
         beams = self._search.num_beams
-        held = sorted((order, slot) for slot, order in enumerate(orders) if order >= 0)
         sample = Sample([], self._search, self._eos)
-        sample.beams = [row[:length] for row in rows[:beams]]
-        sample.scores = numbers[:beams]
-        sample.finished = [(numbers[beams + slot], rows[beams + slot][: order // beams]) for order, slot in held]
+        sample.beams = rows[:beams]
+        sample.scores, scores, orders = state[:beams], state[beams : 2 * beams], state[2 * beams : 3 * beams]
+        added = sorted((order, place) for place, order in enumerate(orders) if order >= 0)
+        sample.finished = [(scores[place], rows[beams + place][: lengths[beams + place]]) for _, place in added]
         sample.worst = min((score for score, _ in sample.finished), default=sample.worst)
-        sample.done, failed = state
+        done, failed = map(bool, state[3 * beams :])
+        sample.done = done
         if failed:
             sample.error = NonFiniteLogitsError()
-        elif not sample.done and length == self._search.max_length:
+        elif not done and lengths[0] == self._search.max_length:
             sample.end()
         return sample
 
@@ -161,7 +162,7 @@ def agrees(device: torch.device, kind: type[DeviceSearch] = DeviceSearch) -> boo
 
     first = table[0][prompt[-1:]].expand(batch, words) + torch.arange(batch, device=device)[:, None] * table[1][0]
     *_, wanted = beam_search(prompt.expand(batch, -1), first, step, search, eos_token_id=eos, pad_token_id=pad)
-    tried = kind(batch, search, prompt, eos_token_id=eos, pad_token_id=pad)
+    tried = kind(batch, search, prompt, eos_token_id=eos)
     tried.start(torch.ones(batch, dtype=torch.bool, device=device))
     tried.advance(first[:, None].expand(-1, search.num_beams, -1))
     for length in range(1, search.max_length - len(prompt)):

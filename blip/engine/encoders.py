@@ -18,6 +18,14 @@ Module = Any
 KeysValues = tuple[Tensor, Tensor] | Tensor
 
 
+def normalise(values: Tensor, pixels: Tensor) -> Tensor:
+    """LAVIS's normalised pixels, looked up: values (3, 256), pixels (B, S, S, 3) uint8 -> (B, 3, S, S) like values."""
+    assert pixels.ndim == 4 and pixels.shape[3] == 3 and pixels.dtype == torch.uint8, (pixels.shape, pixels.dtype)
+    colours = pixels.flatten(1, 2).mT.long()  # (B, 3, S*S)
+    normalised = values.expand(len(pixels), -1, -1).gather(2, colours)
+    return normalised.view(len(pixels), 3, *pixels.shape[1:3])
+
+
 def encode_image(vit: Module, pixels: Tensor) -> Tensor:
     """The states of `VisionTransformerEncoder.forward_features`.
 
@@ -72,9 +80,10 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return rows.masked_fill_(visible, 0)
 
 
-def padded_length(tokens: int) -> int:
-    """The length to pad texts to: the next multiple of 16."""
-    return tokens + -tokens % 16
+def padded_length(bert: Module, tokens: int) -> int:
+    """The length to pad texts to: the next multiple of 16, or as many as there are positions."""
+    positions: int = bert.embeddings.position_embeddings.num_embeddings
+    return min(tokens + -tokens % 16, positions)
 
 
 def embed(bert: Module, ids: Tensor, positions: Tensor) -> Tensor:
@@ -117,13 +126,12 @@ def bert_layer(
 ) -> Tensor:
     """One BertLayer on x (B, T, C): attention of q to `own`, then to `cross` if given, then the feed-forward part.
 
-    The masks are added to the scores and broadcast to (B, H, T, S); see `additive`.
+    It may write to x. The masks are added to the scores and broadcast to (B, H, T, S); see `additive`.
     """
     x = _attend_and_add(layer.attention, x, q, own, mask, is_causal)
     if cross is not None:
         x = _attend_and_add(layer.crossattention, x, _queries(layer.crossattention, x), cross, cross_mask, False)
-    hidden = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
-    return layer.output.LayerNorm(layer.output.dense(hidden) + x)  # type: ignore[no-any-return]
+    return _add(layer.output, layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x)), x)
 
 
 def split_heads(attention: Module, x: Tensor, parts: int = 1) -> Tensor:
@@ -143,6 +151,27 @@ def join_projections(model: Module) -> None:
             own.joined = _joined(own.query, own.key, own.value)
             cross.joined = _joined(cross.key, cross.value)
             del own.query, own.key, own.value, cross.key, cross.value
+
+
+def fold_biases(bert: Module) -> None:
+    """Let each sum of a decoder's BertModel with `join_projections` be a part of the product before it.
+
+    That can add one thing: what went into the block, not its own bias as well. So the norm before the block adds the
+    bias, and what reads the norm takes it off again.
+    """
+    norm = bert.embeddings.LayerNorm
+    for layer in bert.encoder.layer:
+        own, cross = layer.attention, layer.crossattention
+        for output, reader in (
+            (own.output, own.self.joined),
+            (cross.output, cross.self.query),
+            (layer.output, layer.intermediate.dense),
+        ):
+            bias = output.dense.bias.float()
+            norm.bias.data = (norm.bias.float() + bias).to(norm.bias.dtype)
+            reader.bias.data = (reader.bias.float() - reader.weight.float() @ bias).to(reader.bias.dtype)
+            output.dense.bias = None
+            norm = output.LayerNorm
 
 
 def _joined(*linears: nn.Linear) -> nn.Linear:
@@ -189,5 +218,12 @@ def _queries(attention: Module, x: Tensor) -> Tensor:
 def _attend_and_add(
     attention: Module, x: Tensor, q: Tensor, kv: KeysValues, mask: Tensor | None, is_causal: bool
 ) -> Tensor:
-    dense, norm = attention.output.dense, attention.output.LayerNorm
-    return norm(dense(attend(q, kv, mask, is_causal)) + x)  # type: ignore[no-any-return]
+    return _add(attention.output, attend(q, kv, mask, is_causal), x)
+
+
+def _add(output: Module, y: Tensor, x: Tensor) -> Tensor:
+    """A BertSelfOutput or BertOutput: y (B, T, D) projected and added to x (B, T, C), then normalised."""
+    if output.dense.bias is None:  # see `fold_biases`
+        x.flatten(0, 1).addmm_(y.flatten(0, 1), output.dense.weight.t())
+        return output.LayerNorm(x)  # type: ignore[no-any-return]
+    return output.LayerNorm(output.dense(y) + x)  # type: ignore[no-any-return]

@@ -1,15 +1,14 @@
 """The three BLIP tasks on LAVIS's models, fast: a batch in, a result or an error for every sample out.
 
-The strings are those that `BlipCaption.generate` and `BlipVQA.predict_answers(inference_method="generate")` give for
+The tokens are those that `BlipCaption.generate` and `BlipVQA.predict_answers(inference_method="generate")` choose for
 each sample on its own, the numbers those of `BlipITM.forward` with both of its heads. The models are given: neither
 LAVIS nor the server is imported.
 Shapes: B samples, S pixels, L text tokens, P prompt tokens, N image states, C channels.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,18 +18,13 @@ from blip.engine.beam import NonFiniteLogitsError, Sample, Search, beam_search
 from blip.engine.decoder import CachedDecoder, DecoderShape
 from blip.engine.encoders import Module, padded_length
 from blip.engine.graphs import MatchGraphs, TextGraphs
+from blip.engine.text import Tokens
 
 #: The defaults of LAVIS's `generate` and `predict_answers`.
 CAPTION = Search(num_beams=3, min_length=10, max_length=30)
 ANSWER = Search(num_beams=3, min_length=1, max_length=10)
-#: A transformers tokenizer.
-Tokenizer = Any
 #: A question or a text, or its ids from `tokenize`.
 Text = str | list[int]
-#: What transformers' clean_up_tokenization replaces; in "do n ' t" it replaces two, one after the other.
-_CLEANED = (" .", " ?", " !", " ,", " ' z", " n ' t", " n't", " 'm", " 's", " 've", " 're")
-#: Endings, one for each way in which later text can change the present text.
-_CONTINUATIONS = sorted({"", "z", " z", *(pattern[start:] for pattern in _CLEANED for start in range(len(pattern)))})
 
 
 class Match(NamedTuple):
@@ -42,29 +36,29 @@ class Match(NamedTuple):
 
 def caption(
     model: Module, pixels: Tensor, search: Search = CAPTION, graphs: TextGraphs | None = None
-) -> list[str | Exception]:
+) -> list[Tokens | Exception]:
     """Caption images with a BlipCaption.
 
     Args:
         model: LAVIS's BlipCaption, or one that `precision.prepare` converted.
-        pixels: (B, 3, S, S), normalised as LAVIS's image processor does.
+        pixels: (B, S, S, 3) uint8, as a picture is decoded.
         search: beams and lengths.
         graphs: made for this model and search; used for batches that they have a bucket for.
 
     Returns:
-        B captions, a NonFiniteLogitsError in the place of one that failed.
+        The tokens of B captions, a NonFiniteLogitsError in the place of one that failed.
     """
-    return _results(model, _caption_search(model, pixels, search, graphs, follow=False), len(model.prompt))
+    return _last(_caption_search(model, pixels, search, graphs, follow=False))
 
 
 def stream_caption(
     model: Module, pixels: Tensor, search: Search = CAPTION, graphs: TextGraphs | None = None
-) -> Iterator[list[str | Exception]]:
-    """Stream `caption`: after every token, yield for each sample the text that is newly certain (often "").
+) -> Iterator[list[Tokens | Exception]]:
+    """Stream `caption`: after every token, yield for each sample what is certain of its tokens; at last, its result.
 
-    The pieces of a sample, joined, are its caption. A sample that fails gives its error once, then "".
+    A beginning never shrinks. A sample that fails gives its error from then on.
     """
-    return _pieces(model, _caption_search(model, pixels, search, graphs, follow=True), len(model.prompt))
+    return _beginnings(_caption_search(model, pixels, search, graphs, follow=True))
 
 
 def answer(
@@ -73,12 +67,12 @@ def answer(
     questions: Sequence[Text],
     search: Search = ANSWER,
     graphs: TextGraphs | None = None,
-) -> list[str | Exception]:
+) -> list[Tokens | Exception]:
     """Answer B questions about B images with a BlipVQA; arguments and results as for `caption`.
 
     Questions beyond the model's max_txt_len are cut off, as LAVIS does.
     """
-    return _results(model, _answer_search(model, pixels, questions, search, graphs, follow=False))
+    return _last(_answer_search(model, pixels, questions, search, graphs, follow=False))
 
 
 def stream_answer(
@@ -87,9 +81,9 @@ def stream_answer(
     questions: Sequence[Text],
     search: Search = ANSWER,
     graphs: TextGraphs | None = None,
-) -> Iterator[list[str | Exception]]:
-    """Stream `answer`; pieces as for `stream_caption`."""
-    return _pieces(model, _answer_search(model, pixels, questions, search, graphs, follow=True))
+) -> Iterator[list[Tokens | Exception]]:
+    """Stream `answer`, as `stream_caption` does."""
+    return _beginnings(_answer_search(model, pixels, questions, search, graphs, follow=True))
 
 
 @torch.inference_mode()
@@ -100,7 +94,7 @@ def match(
 
     Args:
         model: LAVIS's BlipITM, or one that `precision.prepare` converted.
-        pixels: (B, 3, S, S), normalised as LAVIS's image processor does.
+        pixels: (B, S, S, 3) uint8, as a picture is decoded.
         texts: B texts, cut off beyond the model's max_txt_len as LAVIS does.
         graphs: made for this model; used for batches that they have a bucket for.
 
@@ -177,50 +171,15 @@ def _search(model: Module, prompt: Tensor, logits: Tensor, decoder: CachedDecode
     )
 
 
-def _results(model: Module, search: Iterator[list[Sample]], skip: int = 0) -> list[str | Exception]:
+def _last(search: Iterator[list[Sample]]) -> list[Tokens | Exception]:
     for samples in search:
         last = samples
-    return [sample.error or _text(model.tokenizer, sample.tokens)[skip:] for sample in last]
+    return [sample.error or Tokens(sample.tokens, whole=True) for sample in last]
 
 
-def _pieces(model: Module, search: Iterator[list[Sample]], skip: int = 0) -> Iterator[list[str | Exception]]:
-    sent: list[int] = []  # characters, the prompt's included
-    failed: set[int] = set()
+def _beginnings(search: Iterator[list[Sample]]) -> Iterator[list[Tokens | Exception]]:
     for samples in search:
-        sent = sent or [skip] * len(samples)
-        pieces: list[str | Exception] = []
-        for index, sample in enumerate(samples):
-            if sample.error is not None:
-                pieces.append("" if index in failed else sample.error)
-                failed.add(index)
-                continue
-            tokens = sample.settled()
-            text = (_text if sample.done else _final_words)(model.tokenizer, tokens)
-            pieces.append(text[sent[index] :])
-            sent[index] = max(sent[index], len(text))
-        yield pieces
-
-
-def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    """`tokenizer.decode(tokens, skip_special_tokens=True)`, which lists all special tokens anew for every token."""
-    special = set(tokenizer.all_special_ids)
-    words = tokenizer.convert_ids_to_tokens([token for token in tokens if token not in special])
-    text: str = tokenizer.clean_up_tokenization(tokenizer.convert_tokens_to_string(words))
-    return text
-
-
-def _final_words(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    """The part of the text of `tokens` that no later token can change, in whole words.
-
-    The last word may still grow ("surf" to "surfboard"), and cleaning up may close a space ("do n ' t" to "don't").
-    Nothing else can change, so a few continuations are enough to try.
-    """
-    raw = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    last_word = raw.rpartition(" ")[2]
-    whole = tokenizer.clean_up_tokenization(raw)[: -len(last_word)].rstrip() if last_word else ""
-    return os.path.commonprefix(  # noqa: RUF071 - of strings, as it happens
-        [whole, *(tokenizer.clean_up_tokenization(raw + end) for end in _CONTINUATIONS)]
-    )
+        yield [sample.error or Tokens(sample.settled(), sample.done) for sample in samples]
 
 
 def _batch(model: Module, texts: Sequence[Text], pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +190,7 @@ def _batch(model: Module, texts: Sequence[Text], pixels: Tensor) -> tuple[Tensor
     """
     assert len(texts) == len(pixels), (len(texts), pixels.shape)
     rows = [tokenize(model, text) if isinstance(text, str) else text for text in texts]
-    length = padded_length(max(map(len, rows)))
+    length = padded_length(model.text_encoder, max(map(len, rows)))
     pad = model.tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
     mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])

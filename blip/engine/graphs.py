@@ -57,7 +57,7 @@ class Inputs:
     """The buffers that a batch is copied to.
 
     Attributes:
-        pixels: (B, 3, S, S) float32.
+        pixels: (B, S, S, 3) uint8.
         ids: (B, L), of the texts.
         mask: (B, L) bool, False at padding.
         real: (B,) bool, False for rows that only fill a bucket.
@@ -74,7 +74,7 @@ class Inputs:
         mask = torch.zeros(batch, text_length, dtype=torch.bool, device=device)
         mask[:, 0] = True
         return cls(
-            pixels=torch.zeros(batch, 3, image_size, image_size, device=device),
+            pixels=torch.zeros(batch, image_size, image_size, 3, dtype=torch.uint8, device=device),
             ids=torch.zeros(batch, text_length, dtype=torch.long, device=device),
             mask=mask,
             real=torch.ones(batch, dtype=torch.bool, device=device),
@@ -98,7 +98,7 @@ class Inputs:
 
     def draw(self, words: int) -> None:
         """Fill all rows at random, with texts of ids below `words`."""
-        self.pixels.normal_()
+        self.pixels.random_(256)
         self.ids.random_(words)
         self.mask.fill_(True)
         self.real.fill_(True)
@@ -170,13 +170,7 @@ class TextGraphs(Graphs):
         self._searches: dict[int, DeviceSearch] = {}
         works = {}
         for size in bucket_sizes(shape.batch):
-            search = DeviceSearch(
-                size,
-                shape.search,
-                prompt,
-                eos_token_id=net.tokenizer.sep_token_id,
-                pad_token_id=net.tokenizer.pad_token_id,
-            )
+            search = DeviceSearch(size, shape.search, prompt, eos_token_id=net.tokenizer.sep_token_id)
             self._searches[size] = search
             works[size] = self._begin_and_step(net, inputs.narrow(size), whole.narrow(size), search)
         super().__init__(net, works, inputs, record)

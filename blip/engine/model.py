@@ -40,7 +40,8 @@ class Model:
     def with_graphs(self, max_batch: int, record: Recorder) -> "Model":
         """The same model, with works for batches of up to `max_batch` recorded."""
         answers = hasattr(self.net, "text_encoder")
-        length = padded_length(self.net.max_txt_len) if answers else 1  # of the texts that come with the images
+        # Of the texts that come with the images.
+        length = padded_length(self.net.text_encoder, self.net.max_txt_len) if answers else 1
         inputs = Inputs.zeros(max_batch, self.image_size, length, self.device)
         if self.search is None:
             return replace(self, matches=MatchGraphs(self.net, inputs, record))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from blip.engine import kernels
-from blip.engine.encoders import join_projections
+from blip.engine.encoders import fold_biases, join_projections
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
@@ -29,10 +29,14 @@ def prepare(model: Any, device: torch.device, dtype: str) -> Any:
     if device.type != "cpu":
         set_arithmetic()
         join_projections(model)
+        if hasattr(model, "text_decoder"):
+            fold_biases(model.text_decoder.bert)
         return model.to(device, getattr(torch, dtype))
     if dtype == "int8":
+        values = model.pixel_values
         model.to(torch.bfloat16 if kernels.has_bfloat16() else torch.float32)
         model.visual_encoder.float()
+        model.pixel_values = values  # of the encoder's precision
         _replace_linears(model.visual_encoder, Int8Linear)
     else:
         model.to(getattr(torch, dtype))

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.harness import DEADLINE, ROOT
+from benchmarks.hf_environment import MissingError, hf_python
 
 NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "hostile", "pictures", "gpu")
 Results = dict[str, Future[dict[str, Any]]]
@@ -106,6 +108,28 @@ def test_gpu_tries_everything_with_small_models_on_the_cpu(results: Results) -> 
         assert figures[f"LAVIS, float32, {task} alone [ms]"] > 0
     assert figures["memory for four: answers of sixteen that come, and are the same"] == 16
     assert figures["64 clients over HTTP, mixed: largest batch, lost"] == [4, 0]
+
+
+def test_hugging_faces_blip_is_timed_as_it_is_and_compiled() -> None:
+    # Our environment has an older one, so that this needs no other.
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.hf_gpu", "--small"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    figures = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [(figure["compiled"], figure["task"], figure["batch"]) for figure in figures] == [
+        (compiled, task, 1) for compiled in (False, True) for task in ("match", "caption", "answer")
+    ]
+    assert all(figure["ms"] > 0 for figure in figures)
+
+
+def test_an_environment_that_cannot_be_made_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(MissingError, match=r"^there is no environment for it in .*blip-bench-hf$"):
+        hf_python(make=False)
+    (tmp_path / "blip-bench-hf").write_text("in the way")
+    with pytest.raises(MissingError, match=r"^its environment cannot be made: .+$"):
+        hf_python()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

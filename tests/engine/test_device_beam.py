@@ -57,7 +57,7 @@ class Case:
         return [outcomes(samples) for samples in search]
 
     def on_the_device(self) -> list[list[object]]:
-        search = DeviceSearch(self.batch + 1, self.search, self.prompt, eos_token_id=END, pad_token_id=PAD)
+        search = DeviceSearch(self.batch + 1, self.search, self.prompt, eos_token_id=END)
         real = torch.arange(self.batch + 1) < self.batch
         search.start(real)
         logits = self.scores(0, self.prompt[-1].expand(self.batch, self.search.num_beams))

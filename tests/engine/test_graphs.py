@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.random_blip import random_blip, random_pixels, tokenizer
+from benchmarks.random_blip import fail_on_black, random_blip, random_pixels, tokenizer
 from blip import engine
 from blip.engine.generate import ANSWER, CAPTION
 from blip.engine.graphs import CudaRecorder, Recorder, Work, bucket_sizes
@@ -89,7 +89,8 @@ def test_a_sample_that_was_not_finite_leaves_nothing_behind_in_the_buffers(words
     made = model("caption", 3, words)
     pixels = random_pixels(2, 5)
     spoilt = pixels.clone()
-    spoilt[1] = float("nan")
+    spoilt[1] = 0
+    fail_on_black(made.net, float("nan"))
     wanted = run(made, pixels, [], None)
     good, bad = run(made, spoilt, [], made.graphs)
     assert good == wanted[0]

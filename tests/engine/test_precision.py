@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.random_blip import random_blip, random_pixels, tokenizer
+from benchmarks.random_blip import normalised, random_blip, random_pixels, tokenizer
 from blip import engine
-from blip.engine.encoders import additive, join_projections
-from blip.engine.precision import PrecisionError, check_bfloat16, set_arithmetic
+from blip.engine.encoders import additive, fold_biases, join_projections, normalise
+from blip.engine.precision import PrecisionError, check_bfloat16, prepare, set_arithmetic
 
 QUESTIONS = ["what is red ?", "is the big dog on the left of a small red cat ?", "how many ?"]
 
@@ -48,8 +48,21 @@ def test_bfloat16_is_refused_on_a_gpu_that_has_none() -> None:
             check_bfloat16(capability)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_pixels_become_what_lavis_makes_of_them_rounded_once(tmp_path: Any, dtype: str) -> None:
+    try:
+        net = prepare(random_blip("caption", 3, tokenizer(tmp_path)), torch.device("cpu"), dtype)
+    except PrecisionError as reason:
+        pytest.skip(str(reason))
+    pixels = random_pixels(3, 1)
+    found, encoder = normalise(net.pixel_values, pixels), net.visual_encoder.pos_embed
+    assert found.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32) == encoder.dtype
+    assert found.equal(normalised(pixels).to(encoder.dtype))
+    assert found.is_contiguous()
+
+
 @pytest.mark.parametrize("task", ["caption", "answer", "match"])
-def test_joined_projections_give_what_separate_ones_give(tmp_path: Any, task: str) -> None:
+def test_joined_projections_and_folded_biases_give_what_lavis_own_layers_give(tmp_path: Any, task: str) -> None:
     net = random_blip(task, 3, tokenizer(tmp_path), end=4.0)
     pixels = random_pixels(3, 1)
 
@@ -64,8 +77,10 @@ def test_joined_projections_give_what_separate_ones_give(tmp_path: Any, task: st
     join_projections(net)
     if task == "match":
         torch.testing.assert_close(run(), separate, atol=1e-5, rtol=0)
-    else:
-        assert run() == separate
+        return
+    assert run() == separate
+    fold_biases(net.text_decoder.bert)
+    assert run() == separate
 
 
 def test_masks_are_added_and_their_rows_begin_at_multiples_of_eight() -> None:

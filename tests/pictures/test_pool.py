@@ -18,8 +18,9 @@ from PIL import Image
 
 from benchmarks.harness import DEADLINE, EXAMPLES, POLL, ROOT
 from benchmarks.processes import decoders_of
+from blip.engine.encoders import normalise
 from blip.errors import ImageError
-from blip.lavis import import_lavis, pixel_processor
+from blip.lavis import import_lavis, pixel_values
 from blip.pictures import wire
 from blip.pictures.limits import LARGE_TOTAL
 from blip.pictures.pool import Pool, _Decoder, _Room
@@ -86,9 +87,9 @@ async def still_works(pool: Pool) -> None:
 @pytest.mark.parametrize("side", [224, 384, 480])
 def test_the_normalised_pixels_are_what_lavis_makes_of_the_file(side: int) -> None:
     async def work(pool: Pool) -> None:
-        pixels = torch.frombuffer(await pool.pixels(PAIR, side), dtype=torch.uint8).view(side, side, 3)
+        pixels = torch.frombuffer(await pool.pixels(PAIR, side), dtype=torch.uint8).view(1, side, side, 3)
         processor = import_lavis().blip_processors.BlipImageEvalProcessor(image_size=side)
-        assert pixel_processor()(pixels.numpy()).equal(processor(Image.open(PAIR).convert("RGB")))
+        assert normalise(pixel_values(), pixels)[0].equal(processor(Image.open(PAIR).convert("RGB")))
 
     with_pool(work)
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageFile
 
+from blip.engine.encoders import normalise
 from blip.errors import ImageError
-from blip.lavis import import_lavis, pixel_processor
+from blip.lavis import import_lavis, pixel_values
 from blip.pictures.reading import FORMATS, open_image
 from tests.image_files import chunk, encoded, noise, png, segment, tiff
 
@@ -285,7 +287,8 @@ def test_a_cut_off_heif_is_damaged(tmp_path: Path) -> None:
 def test_the_pixels_are_what_lavis_makes_of_the_published_picture(tmp_path: Path, kind: str, side: int) -> None:
     wanted = import_lavis().blip_processors.BlipImageEvalProcessor(image_size=side)(published(ORDINARY[kind]))
     resized = opened(tmp_path, ORDINARY[kind]).resize((side, side), Image.Resampling.BICUBIC)
-    assert pixel_processor()(np.asarray(resized)).equal(wanted)
+    pixels = torch.from_numpy(np.array(resized))[None]
+    assert normalise(pixel_values(), pixels)[0].equal(wanted)
 
 
 DAMAGES = {
