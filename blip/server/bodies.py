@@ -17,7 +17,7 @@ TEXT_BYTES = 1_000_000  # of a request beside its image
 BODIES = 5  # of the largest size may be held at a time, with the answers that are not read; large ones take four
 BODY_SECONDS = 60.0  # for a body to arrive
 CALM = 32  # bodies that may come at a time as fast as they can; more of them come more slowly
-PAUSE_SECONDS = 0.001  # between two parts of a body, for each body more than that
+TURN_SECONDS = 0.002  # between two parts of whichever bodies, while there are more
 PATIENCE = 5.0  # seconds after which a body or an unread answer gives way to a new one where there is no room
 ANSWER_BYTES = 20_000  # that an answer may have in addition to its request, which it repeats
 CLOSE = {"Connection": "close"}
@@ -49,6 +49,7 @@ class BodyLimit:
         self._app, self._room, self._current, self._texts = app, room, current, texts
         self._max_body, self._is_busy = max_body, is_busy
         self._coming = 0  # bodies
+        self._next_turn = 0.0  # on the event loop's clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 422 to a body that is too large, 409 when there is no room for it, and 408 when it is too slow."""
@@ -122,9 +123,15 @@ class BodyLimit:
                 self._room.resize(body.holding, 0)
                 if size > 4 * self._max_body:
                     more = False  # the refused client has sent enough
-            if more and self._coming > CALM:  # the event loop takes 256 KB of each, one after the other
-                await asyncio.sleep((self._coming - CALM) * PAUSE_SECONDS)
+            if more and self._coming > CALM:
+                await self._turn()
         return refused
+
+    async def _turn(self) -> None:
+        """Wait for a turn: of each body the event loop takes up to 256 KB at once, and answers nobody meanwhile."""
+        now = asyncio.get_running_loop().time()
+        self._next_turn = max(now, self._next_turn + TURN_SECONDS)
+        await asyncio.sleep(self._next_turn - now)
 
     async def _cut(self, body: "_Body") -> None:
         """Leave only the short texts of a large request in its body, and refuse one of very many values."""
