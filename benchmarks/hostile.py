@@ -29,7 +29,6 @@ from benchmarks.harness import MIB, START, Server, chosen
 from benchmarks.machine import machine
 from benchmarks.outcome import finish, head
 from benchmarks.processes import descendants, proportional_memory
-from benchmarks.throughput import percentile
 
 CLIENTS = 4  # good ones
 PROBES = 5  # health checks per second
@@ -108,17 +107,10 @@ def measure(server: Server, temporary: Path, seconds: float, rest: float, scale:
         watch.close()
         outcomes, told = answered.result(), asked.result()
     connection = server.connect()
-    latencies = [milliseconds for milliseconds, _ in checks]
     return {
         "told": {kind: dict(counts.most_common()) for kind, counts in told.items()},
         "good": {name: outcomes[name] for name in ("answered", "refused_409", "lost", "wrong")},
-        "health_checks": len(checks),
-        "health_statuses": dict(Counter(status for _, status in checks)),
-        "health_ms": {
-            "p50": round(statistics.median(latencies), 1),
-            "p99": round(percentile(latencies, 0.99), 1),
-            "max": round(max(latencies), 1),
-        },
+        **overload.summary(checks),
         "idle_mib": idle,
         "most_mib": watch.most,
         "after_mib": after,

@@ -105,17 +105,10 @@ def measure(server: Server, seconds: float, busy: int, spare: int) -> dict[str, 
             time.sleep(POLL)
         ready = time.monotonic() - end
         outcomes, checks = loaded.result(), probed.result()
-    latencies = [milliseconds for milliseconds, _ in checks]
     return {
         **{name: outcomes[name] for name in ("answered", "refused_409", "lost", "wrong")},
         "answered_per_s": round(outcomes["answered"] / seconds, 2),
-        "health_checks": len(checks),
-        "health_statuses": dict(Counter(status for _, status in checks)),
-        "health_ms": {
-            "p50": round(statistics.median(latencies), 1),
-            "p99": round(percentile(latencies, 0.99), 1),
-            "max": round(max(latencies), 1),
-        },
+        **summary(checks),
         "ready_after_s": round(ready, 3),
         **{
             f"{name}_memory": {
@@ -182,6 +175,20 @@ def probe(port: int, end: float, rate: float = PROBES) -> list[tuple[float, str]
         checks.append((1000 * (time.monotonic() - due), status))
         due += 1 / rate
     return checks
+
+
+def summary(checks: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    """What the checks of `probe` found."""
+    latencies = [milliseconds for milliseconds, _ in checks]
+    return {
+        "health_checks": len(checks),
+        "health_statuses": dict(Counter(status for _, status in checks)),
+        "health_ms": {
+            "p50": round(statistics.median(latencies), 1),
+            "p99": round(percentile(latencies, 0.99), 1),
+            "max": round(max(latencies), 1),
+        },
+    }
 
 
 if __name__ == "__main__":
