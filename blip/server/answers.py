@@ -1,13 +1,17 @@
-"""JSON of answers and events, in a fraction of the time that the standard library takes for a large image."""
+"""JSON of answers and events: written in a fraction of the standard library's time, and sent without a copy."""
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from blip.server.long_text import LongText, splice
+
+PIECE = 1 << 16  # bytes that are sent at a time; the next follow when the client has read most of them
 
 
 def as_json(value: Any) -> list[bytes | memoryview]:
@@ -25,8 +29,29 @@ def as_json(value: Any) -> list[bytes | memoryview]:
 
 
 class Answer(JSONResponse):
-    """FastAPI's JSONResponse; it takes the place of the one that Cog uses."""
+    """FastAPI's JSONResponse; it takes the place of the one that Cog uses.
+
+    It repeats the inputs of a prediction: to copy a large image, and to have it all wait for the client, takes as much
+    memory again and a tenth of a second of everyone's time.
+    """
 
     @override
     def render(self, content: Any) -> bytes:
-        return b"".join(as_json(content))
+        self._parts = as_json(content)
+        return b""
+
+    @override
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers({"content-length": str(sum(map(len, self._parts))), **(headers or {})})
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _pieces(self) -> Iterator[bytes | memoryview]:
+        for part in self._parts:
+            for start in range(0, len(part), PIECE):
+                yield part[start : start + PIECE]

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blip.server.connections import ABORT
 from blip.server.long_text import MANY_VALUES, VALUES, Texts, cut
 from blip.server.refusals import BUSY, refusal
 from blip.server.room import Holding, Room, never, who_is
@@ -181,7 +182,7 @@ class _Body:
 
 
 class _Answer:
-    """Sends an answer, if there is room for one that is much larger than its request.
+    """Sends an answer, if there is room for one that is much larger than its request; it then gives way unread.
 
     The state of a running prediction repeats its image at every PUT.
     """
@@ -200,6 +201,8 @@ class _Answer:
                 busy = JSONResponse({"detail": BUSY}, 409)
                 await self._send({**message, "status": 409, "headers": busy.raw_headers})
                 message = {"type": "http.response.body", "body": busy.body}
+            else:
+                self._holding.give_way = self._scope[ABORT]
         elif self._is_refused:
             return
         # Before it is sent: uvicorn then says that the client is gone.

@@ -8,10 +8,12 @@ import contextlib
 import resource
 import socket
 import struct
+import sys
+import traceback
 from typing import Any
 
 import h11
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -23,6 +25,7 @@ DESCRIPTORS = 65_536  # files that are open at a time, where the system allows a
 HEAD_SECONDS = 30.0  # for a request's headers, from their first byte
 SEND_SECONDS = 60.0  # for an answer to be read
 BUFFER = 65_536  # bytes of an answer that a connection has in any case: asyncio's high-water mark
+ABORT = "blip.abort"  # in an ASGI scope: ends the connection, and tells that it did
 
 
 class Connections:
@@ -57,12 +60,19 @@ class Connection(H11Protocol):
     def __init__(self, connections: Connections, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._connections = connections
-        self._respond = self.app
-        self.app = self._serve
         self._holding: Holding | None = None
         self._idle_since = self.loop.time()
         self._head_since: float | None = None
         self._unread_since: float | None = None
+
+    @property
+    def app(self) -> ASGIApp:
+        """What responds: not kept, as it knows the connection, which would then stay as garbage after its end."""
+        return self._serve
+
+    @app.setter
+    def app(self, respond: ASGIApp) -> None:
+        self._respond = respond
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
@@ -78,12 +88,18 @@ class Connection(H11Protocol):
         self._connections.open.discard(self)
         if self._holding:
             self._holding.let_go()
+            self._holding = None  # as with `app`
         super().connection_lost(exc)
 
     @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._look_for_a_head()
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        traceback.clear_frames(sys.exc_info()[2])  # h11's frames know the error, and would stay as garbage
+        super().send_400_response(msg)
 
     @override
     def on_response_complete(self) -> None:
@@ -112,7 +128,11 @@ class Connection(H11Protocol):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond; what the client has not read then counts until it has, or until it gives way."""
-        await self._respond(scope, receive, send)
+        scope[ABORT] = self._abort
+        try:
+            await self._respond(scope, receive, send)
+        finally:
+            del scope[ABORT]  # as with `app`
         unread = self.transport.get_write_buffer_size()
         if unread <= BUFFER:
             return

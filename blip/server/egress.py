@@ -10,6 +10,7 @@ import io
 import ipaddress
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
@@ -101,6 +102,7 @@ class Deadline:
     def stop(self) -> None:
         """Stop the clock and release all connections."""
         self._timer.cancel()
+        del self._timer  # it knows this deadline, which would then stay as garbage
         with self._lock:
             for connection in self._connections:
                 connection.close()
@@ -139,8 +141,14 @@ class Session(requests.Session):
         return self
 
     @override
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        # What would stay as garbage otherwise: the adapters know this session, and urllib3's frames their exceptions.
+        self.adapters.clear()
+        failure: BaseException | None = error[1]
+        while failure:
+            traceback.clear_frames(failure.__traceback__)
+            failure = failure.__cause__ or failure.__context__
         self.deadline.stop()
 
     def _connect(self, address: tuple[str, int], **options: Any) -> socket.socket:
@@ -148,13 +156,13 @@ class Session(requests.Session):
         host, port = address
         addresses = self._resolve(host, port)
         self._egress.check(host, addresses)
-        failure: OSError | None = None
-        for numeric in addresses[:MAX_ADDRESSES]:
+        for tries_left, numeric in reversed(list(enumerate(reversed(addresses[:MAX_ADDRESSES])))):
             try:
                 return self._connect_to(numeric, port, **options)
-            except OSError as error:
-                failure = error
-        raise failure or OSError(f"{host} has no address")
+            except OSError:
+                if not tries_left:
+                    raise
+        raise OSError(f"{host} has no address")
 
     def _resolve(self, host: str, port: int) -> list[str]:
         addresses = self._egress.look_up(host, port)

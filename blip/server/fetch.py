@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ class Fetcher:
         self.files = files
         self.max_bytes = limits.max_image_bytes
         self.user_agent = limits.user_agent
+        #: One at a time decodes base64: it takes the interpreter from the event loop, and the more threads the longer.
+        self.decoding = threading.Lock()
 
     def source(self, value: object) -> "Source":
         """Where an image is.
@@ -87,7 +90,8 @@ class Source:
         """
         with Writer(path) as file:
             if self._url is None:
-                self._decode(file)
+                with self._fetcher.decoding:
+                    self._decode(file)
             else:
                 self._download(self._url, file)
 
@@ -151,7 +155,6 @@ class Source:
             "Accept-Encoding": "identity",  # no compression: an answer cannot grow while it is read
             "User-Agent": self._fetcher.user_agent,
         }
-        too_slow = FetchError(f"image could not be downloaded from {host} within {SECONDS:g} s; send the file itself.")
         with self._fetcher.egress.session(SECONDS) as session:
             self._deadline = session.deadline
             if self._cancelled:
@@ -180,9 +183,13 @@ class Source:
             # A hostile server can make urllib3 and http.client raise errors that requests does not wrap.
             except Exception as error:
                 if session.deadline.expired or isinstance(error, requests.Timeout):
-                    raise too_slow from error
+                    raise _too_slow(host) from error
                 raise FetchError(
                     f"image could not be downloaded: the connection to {host} failed; check the address."
                 ) from error
             if session.deadline.expired:  # the end of a connection can look like the end of a file
-                raise too_slow
+                raise _too_slow(host)
+
+
+def _too_slow(host: str | None) -> FetchError:
+    return FetchError(f"image could not be downloaded from {host} within {SECONDS:g} s; send the file itself.")

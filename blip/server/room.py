@@ -46,6 +46,11 @@ class Holding:
         self.since = time.monotonic()
         self.give_way = give_way
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether one alone keeps it, who can give way with it."""
+        return self._keepers == 1
+
     def keep(self) -> None:
         """Be one more who must let it go."""
         self._keepers += 1
@@ -121,7 +126,7 @@ class Room:
             for holding in self._holdings[other]:
                 if holding.since > old and not has_more:
                     break  # so are those after it
-                if holding is not newcomer and holding.size and holding.give_way():
+                if holding is not newcomer and holding.size and holding.is_alone and holding.give_way():
                     self._remove(holding)
                     return True
         return False
@@ -137,6 +142,7 @@ class Room:
 
     def _remove(self, holding: Holding) -> None:
         self._change(holding, 0)
+        holding.give_way = never  # it may know who keeps the holding, which would then stay as garbage
         mine = self._holdings.get(holding.who, {})
         mine.pop(holding, None)
         if not mine:

@@ -54,11 +54,12 @@ class Event:
         self.size = sum(map(len, body))
         self.is_pausing = False
         self.is_given_up = False
+        self.is_stored: asyncio.Future[None] | None = None  # of one that is large
         self._body = body
         self._file: Path | None = None
 
     def store(self, path: Path) -> None:
-        """Keep the body in a file, if there is room for it on the disk."""
+        """Keep the body in a file, if there is room for it on the disk; takes a while."""
         try:
             with Writer(path) as file:
                 for part in self._body:
@@ -107,6 +108,7 @@ class Outbox:
         self.backlog = Room(MAX_BACKLOG, patience=0)
         self.turns = Turns(THREADS)
         self.senders = ThreadPoolExecutor(THREADS, "webhook")
+        self.disk = ThreadPoolExecutor(1, "events")
         self.ending = asyncio.Event()  # then there is one last attempt
         self._lost = 0
 
@@ -169,8 +171,6 @@ class Delivery:
     def post(self, event: dict[str, Any], final: bool = False) -> None:
         """Queue an event, from any thread; nothing that the receiver does raises an error here."""
         made = Event(self._url, as_json(event), event.get("id"), final=final)
-        if made.size > LARGE:
-            made.store(self._outbox.files.new())
         self._loop.call_soon_threadsafe(self._add, made)
 
     def _add(self, event: Event) -> None:
@@ -182,6 +182,8 @@ class Delivery:
         holding = self._outbox.backlog.hold(self._who, size, event.give_way, force=True)
         assert holding
         self._outbox.events.add(event)
+        if event.size > LARGE:
+            event.is_stored = self._loop.run_in_executor(self._outbox.disk, event.store, self._outbox.files.new())
         self._queue.append((event, holding))
         if not self._running:
             self._running = self._loop.create_task(self._run())
@@ -190,6 +192,8 @@ class Delivery:
         while self._queue:
             event, holding = self._queue.popleft()
             try:
+                if event.is_stored:
+                    await event.is_stored
                 await self._send(event, self._retry if event.final else Retry(0))
             finally:
                 event.drop()

@@ -1,7 +1,9 @@
 """The guard on its own, and through a real server in a network namespace where a public address can be reached."""
 
 import contextlib
+import gc
 import os
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -111,6 +113,27 @@ def test_a_deadline_that_is_met_leaves_no_descriptor_and_no_thread(files: FileSe
             assert not session.deadline.expired
     files.close()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("way", ["answered", "refused", "late"])
+def test_a_request_leaves_nothing_to_the_garbage_collector(files: FileServer, way: str) -> None:
+    """A collection that has much to do holds up everyone; what fails often must not leave it much."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url = {"answered": f"{files.url}/pair.jpg", "refused": "http://127.0.0.1:1", "late": silent_url}[way]
+
+        def attempt() -> None:
+            with contextlib.suppress(requests.RequestException), Egress(guarded=False).session(0.2) as session:
+                session.get(url, timeout=5, stream=True).close()
+
+        attempt()
+        gc.collect()
+        gc.disable()
+        try:
+            attempt()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
 
 
 def test_a_server_with_its_guard_on_reaches_public_addresses_only(tmp_path: Path) -> None:
