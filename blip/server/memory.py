@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 5.0  # between two looks
+SECONDS = 10.0  # between two looks
 SLACK = 10_000_000  # bytes more than at the start, beyond what requests hold
 MMAP_THRESHOLD, LARGE = -3, 1 << 20  # mallopt's parameter, and the bytes of blocks that are given back at once
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -24,7 +24,7 @@ from blip.server.extending import overrides
 from blip.server.memory import give_back
 
 WAKE = signal.SIGUSR2
-GARBAGE = (10_000, 20, 50)  # new objects, and younger collections, before a collection; Python's are 700, 10, 10
+GARBAGE = (2_000, 50, 50)  # new objects, and younger collections, before a collection; Python's are 700, 10, 10
 SWITCH_SECONDS = 0.0005  # a tenth of Python's: the event loop's thread then waits less for those of downloads
 LAST_SECONDS = 5  # after the grace period, to tell clients and webhooks what was cut off
 

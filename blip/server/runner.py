@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -17,6 +18,8 @@ from typing_extensions import override
 from blip.server.extending import overrides
 from blip.server.room import Holding
 from blip.server.worker import Worker
+
+FRESH, STALE = 0.5, 2.0  # seconds that a worker's health is not asked for again, and at most that it is told
 
 
 @overrides
@@ -63,6 +66,27 @@ class Runner(PredictionRunner):
     def __init__(self, *, current: ContextVar[Holding], **parts: Any) -> None:
         super().__init__(**parts)
         self._current = current
+        self._health = Done()
+        self._health_known = -STALE  # on the monotonic clock
+        self._asking: asyncio.Task[None] | None = None
+
+    @override
+    async def healthcheck(self) -> Done:
+        """Whether predictions can be made, by the latest answer of the worker process.
+
+        That takes four threads of two busy processes. Stock asks anew for each health check, and each waits.
+        """
+        age = time.monotonic() - self._health_known
+        if age > FRESH and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._ask_for_health())
+        if self._asking and age > STALE:
+            await asyncio.shield(self._asking)
+        return self._health
+
+    async def _ask_for_health(self) -> None:
+        if self._worker._state is WorkerState.READY:  # when it has ended the app says so
+            self._health = await super().healthcheck()
+            self._health_known = time.monotonic()
 
     @override
     def predict(

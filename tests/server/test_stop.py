@@ -189,6 +189,18 @@ def wait_for_the_end(server: Server) -> None:
     assert server.process.wait(DEADLINE) == 1
 
 
+def test_a_worker_that_hangs_shows_in_the_health_and_one_that_goes_on_too() -> None:
+    with Server() as server:
+        server.wait_for("READY")
+        _, worker = server.processes
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            wait_until(lambda: server.health()["status"] == "UNHEALTHY", "the worker's silence to show")
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: server.health()["status"] == "READY", "the worker's answer")
+
+
 def test_when_the_worker_is_killed_clients_get_an_error(files: FileServer, receiver: Receiver) -> None:
     held = {"input": {"image": f"{files.url}/held/pair.jpg"}}
     with Server() as server:
