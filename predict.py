@@ -21,6 +21,7 @@ class Predictor(BasePredictor):
         from blip.service import start
 
         self.service = start(Settings.from_environment())
+        self.facts = self.service.facts  # for the server, which shows them to operators
         # Recording a metric is marked experimental; without this every prediction's logs would say so.
         warnings.simplefilter("ignore", ExperimentalFeatureWarning)
 
@@ -80,4 +81,5 @@ def record_metrics(result: "Result") -> None:
         return
     scope.record_metric("queue_time", result.queue_time)
     scope.record_metric("device_time", result.device_time)
+    scope.record_metric("decode_time", result.decode_time)
     scope.record_metric("batch_size", result.batch_size)

@@ -169,6 +169,11 @@ class Server:
         """What the server printed so far."""
         return Path(self._log.name).read_text(errors="replace")
 
+    def entries(self) -> list[dict[str, Any]]:
+        """The lines of the log so far, each of which is a JSON object; a ValueError where one is not."""
+        whole, _, _ = self.log().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
     def health(self) -> dict[str, Any]:
         """The health document; status "no answer" while nothing listens."""
         try:
@@ -214,9 +219,9 @@ class Request(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Read the JSON and have the peer answer."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
         with contextlib.suppress(ConnectionError):
-            self.server.post(self, body)
+            self.server.post(self, json.loads(self.body))
 
     def answer(self, status: int, body: bytes = b"", **headers: str | None) -> None:
         """Answer; `Content_Length=None` leaves out that default header."""

@@ -21,12 +21,13 @@ class BatcherError(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """One request's value, and how its batch ran (times in seconds)."""
+    """One request's value, how its batch ran, and what its sample took before (times in seconds)."""
 
     value: Any
     queue_time: float
     device_time: float
     batch_size: int
+    decode_time: float = 0.0
 
 
 @dataclass(frozen=True)

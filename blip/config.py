@@ -1,7 +1,9 @@
 """Settings from the environment, read and validated once."""
 
+import base64
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from blip.errors import ConfigError
 DEMO = Path(__file__).resolve().parent.parent / "weights" / "demo"
 DEVICES = ("auto", "cpu", "cuda")
 DAY = 86_400  # seconds
+SECRET_BYTES = 24  # the least that Standard Webhooks recommends
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
@@ -79,6 +82,9 @@ class Limits:
         grace_seconds: `BLIP_GRACE_SECONDS`: how long work in flight may take to end after SIGTERM.
         keep_alive_seconds: `BLIP_KEEP_ALIVE_SECONDS`: how long an idle connection stays open.
         user_agent: `COG_USER_AGENT`: what a download says it is.
+        log_clients: `BLIP_LOG_CLIENTS`: whether the log has the addresses of clients.
+        cors_origins: `BLIP_CORS_ORIGINS`: the web pages whose scripts may ask, by origin; "*" for all.
+        webhook_secret: `BLIP_WEBHOOK_SECRET`: what webhooks are signed with; empty for no signature.
     """
 
     max_image_bytes: int
@@ -86,6 +92,9 @@ class Limits:
     grace_seconds: int
     keep_alive_seconds: int
     user_agent: str
+    log_clients: bool
+    cors_origins: tuple[str, ...]
+    webhook_secret: str
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
@@ -103,6 +112,9 @@ class Limits:
             grace_seconds=_number(environment, "BLIP_GRACE_SECONDS", "60", "a number of seconds", most=DAY),
             keep_alive_seconds=_number(environment, "BLIP_KEEP_ALIVE_SECONDS", "75", "a number of seconds", most=DAY),
             user_agent=user_agent,
+            log_clients=_choice(environment, "BLIP_LOG_CLIENTS", ("on", "off")) == "on",
+            cors_origins=_origins(environment),
+            webhook_secret=_secret(environment),
         )
 
 
@@ -126,6 +138,32 @@ def check_cog_settings(environment: Mapping[str, str] = os.environ) -> None:
         raise ConfigError(
             f"COG_THROTTLE_RESPONSE_INTERVAL={interval} is not a number of seconds; set it to a number from 0 to {DAY}."
         )
+
+
+def _origins(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The web pages that BLIP_CORS_ORIGINS lists, separated by commas."""
+    value = environment.get("BLIP_CORS_ORIGINS") or ""
+    origins = tuple(filter(None, (part.strip() for part in value.split(","))))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
+            raise ConfigError(
+                f"BLIP_CORS_ORIGINS has {origin}, which is no origin; list some like https://example.org."
+            )
+    return origins
+
+
+def _secret(environment: Mapping[str, str]) -> str:
+    """The secret for signatures, which is base64 after an optional prefix (standardwebhooks.com); not shown."""
+    value = environment.get("BLIP_WEBHOOK_SECRET") or ""
+    try:
+        long_enough = not value or len(base64.b64decode(value.removeprefix("whsec_"), validate=True)) >= SECRET_BYTES
+    except ValueError:
+        long_enough = False
+    if not long_enough:
+        raise ConfigError(
+            f"BLIP_WEBHOOK_SECRET is not base64 of {SECRET_BYTES} bytes or more; set it to whsec_ and some random ones."
+        )
+    return value
 
 
 def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:

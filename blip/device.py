@@ -28,6 +28,19 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
 
 
+def describe(device: torch.device) -> str:
+    """The name of the GPU, or "cpu"."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
+
+
+def used_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory that are in use, by whatever process; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free)
+
+
 def check_device(device: torch.device) -> None:
     """Compute something small: after some CUDA errors (not those of memory) nothing works any more.
 

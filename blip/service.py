@@ -5,9 +5,11 @@ import gc
 import os
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:  # these import torch, which happens while the bundle is verif
     from blip.tasks import Found, Outputs, Sample, Task
 
 DYING_SECONDS = 1.0  # for waiting predictions to report their error before the process ends
+
+
+#: What runs, by name, and the bytes of the GPU's memory that are in use, if there is one.
+Facts = tuple[dict[str, str], int | None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,11 @@ class Service:
         pictures: Pool,
         max_batch: int,
         check_device: Callable[[], None] = lambda: None,
+        facts: Callable[[], Facts] = lambda: ({}, None),
     ) -> None:
         self.tasks = tasks
         self.pictures = pictures
+        self.facts = facts
         self._preparing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "preparing")
         self._batcher = Batcher(self.run_batch, max_batch, check_device, _end_process)
 
@@ -78,12 +86,15 @@ class Service:
         text: str = getattr(request, task.text_input) or "" if task.text_input else ""
         if task.text_input and not text.strip():
             raise InputError(f"{task.text_input} is required for {request.task}")
+        began = time.perf_counter()
         pixels = await self.pictures.pixels(request.image, task.model.image_size)
+        decode_time = time.perf_counter() - began
         loop = asyncio.get_running_loop()
         sample = await loop.run_in_executor(self._preparing, task.prepare, pixels, text, emit)
         result = await asyncio.wrap_future(self._batcher.submit(request.task, sample))
         # The batching thread makes no strings: the device would wait for them.
-        return replace(result, value=await loop.run_in_executor(self._preparing, task.say, result.value))
+        value = await loop.run_in_executor(self._preparing, task.say, result.value)
+        return replace(result, value=value, decode_time=decode_time)
 
     async def stream(self, request: Request) -> AsyncIterator[str | Result]:
         """Yield the output's words as they become certain, then the whole result; raise the errors of `run`."""
@@ -123,8 +134,7 @@ def start(settings: Settings) -> Service:
     """
     pictures = Pool()  # its processes start while the weights are loaded
     try:
-        tasks, check = _load(settings)
-        service = Service(tasks, pictures, settings.max_batch, check)
+        service = _load(settings, pictures)
         service.try_out()
         gc.collect()
         gc.freeze()  # looking through all of torch takes 300 ms each time, and everyone waits
@@ -134,8 +144,8 @@ def start(settings: Settings) -> Service:
     return service
 
 
-def _load(settings: Settings) -> tuple[dict[str, "Task"], Callable[[], None]]:
-    """The tasks on their models by name, and what checks their device."""
+def _load(settings: Settings, pictures: Pool) -> Service:
+    """The service with the tasks on their models."""
     path = settings.bundle_path()
     device = None
     if settings.weights == "pretrained" and not path.exists():
@@ -148,7 +158,7 @@ def _load(settings: Settings) -> tuple[dict[str, "Task"], Callable[[], None]]:
     bundle = open_bundle(path)
     with ThreadPoolExecutor(1) as verifier:
         verified = verifier.submit(bundle.verify)  # while torch and LAVIS are imported and the weights are read
-        from blip.device import check_device, choose_device
+        from blip.device import check_device, choose_device, describe, used_memory
         from blip.tasks import TASKS
         from blip.weights.load import load_models
 
@@ -157,7 +167,15 @@ def _load(settings: Settings) -> tuple[dict[str, "Task"], Callable[[], None]]:
         print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
         models = load_models(bundle, chosen, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)
         verified.result()
-    return {task.name: task(models[task.bundle_name]) for task in TASKS}, lambda: check_device(chosen)
+    tasks = {task.name: task(models[task.bundle_name]) for task in TASKS}
+    about = {"weights": bundle.name, "dtype": dtype, "device": describe(chosen), "torch": version("torch")}
+    return Service(
+        tasks,
+        pictures,
+        settings.max_batch,
+        check_device=lambda: check_device(chosen),
+        facts=lambda: (about, used_memory(chosen)),
+    )
 
 
 def _end_process() -> None:

@@ -11,7 +11,7 @@ from benchmarks.harness import DEADLINE, EXAMPLES, Peer, Request
 
 
 class Receiver(Peer):
-    """A webhook receiver that keeps the JSON bodies it is sent, in order.
+    """A webhook receiver that keeps the JSON bodies it is sent, in order; `requests` has them with their headers.
 
     `answers` are the statuses, or the addresses to redirect to, of its first answers; the others are 200. Nothing is
     answered until `release` is set, where `held` asks for that.
@@ -24,12 +24,14 @@ class Receiver(Peer):
         if not held:
             self.release.set()
         self.tokens: list[str | None] = []
+        self.requests: list[tuple[bytes, dict[str, str]]] = []
         self._bodies: queue.Queue[dict[str, Any]] = queue.Queue()
         self._coming, self._headers = list(answers), headers
         super().__init__(address, port)
         self.url += "/hook"
 
     def post(self, request: Request, body: dict[str, Any]) -> None:
+        self.requests.append((request.body, dict(request.headers)))
         self._bodies.put(body)
         self.tokens.append(request.headers["Authorization"])
         answer = self._coming.pop(0) if self._coming else 200

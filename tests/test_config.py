@@ -8,6 +8,8 @@ from blip import __version__
 from blip.config import Limits, Settings, check_cog_settings
 from blip.errors import ConfigError
 
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
 
 def test_an_empty_environment_means_pretrained_weights_on_any_device() -> None:
     settings = Settings.from_environment({"BLIP_WEIGHTS": ""})
@@ -62,21 +64,51 @@ def test_every_setting_is_taken_from_its_variable(tmp_path: Path) -> None:
             for value in ("nan", "inf", "1e10", "10000000000", "-1", "0", "9" * 5000)
         ),
         ("BLIP_EGRESS", "private", "BLIP_EGRESS=private is not known; set it to public or any."),
+        ("BLIP_LOG_CLIENTS", "no", "BLIP_LOG_CLIENTS=no is not known; set it to on or off."),
+        *(
+            (
+                "BLIP_CORS_ORIGINS",
+                f"https://a.example,{wrong}",
+                f"BLIP_CORS_ORIGINS has {wrong}, which is no origin; list some like https://example.org.",
+            )
+            for wrong in ("example.org", "https://example.org/", "https://me@example.org", "null")
+        ),
+        *(
+            (
+                "BLIP_WEBHOOK_SECRET",
+                wrong,
+                "BLIP_WEBHOOK_SECRET is not base64 of 24 bytes or more; set it to whsec_ and some random ones.",
+            )
+            for wrong in ("secret", "whsec_", "whsec_c2hvcnQ=", "whsec_" + "%" * 40)
+        ),
     ],
 )
 def test_a_variable_that_means_nothing_is_one_sentence(variable: str, value: str, sentence: str) -> None:
-    limits = ("BLIP_MAX_IMAGE_BYTES", "BLIP_EGRESS", "BLIP_GRACE_SECONDS", "BLIP_KEEP_ALIVE_SECONDS")
-    kind = Limits if variable in limits else Settings
+    names = ("WEIGHTS", "CACHE", "DEVICE", "DTYPE", "MAX_BATCH", "CUDA_GRAPHS")
+    kind = Settings if variable.removeprefix("BLIP_") in names else Limits
     with pytest.raises(ConfigError) as caught:
         kind.from_environment({variable: value})
     assert str(caught.value) == sentence
 
 
 def test_the_limits_are_50_mb_and_public_addresses_unless_said_otherwise() -> None:
-    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(50_000_000, "public", 60, 75, f"blip/{__version__}")
+    assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(
+        50_000_000, "public", 60, 75, f"blip/{__version__}", log_clients=True, cors_origins=(), webhook_secret=""
+    )
     environment = {"BLIP_MAX_IMAGE_BYTES": "1000", "BLIP_EGRESS": "any", "BLIP_GRACE_SECONDS": "5"}
     environment |= {"BLIP_KEEP_ALIVE_SECONDS": "600", "COG_USER_AGENT": "pictures/2 (someone@example.com)"}
-    expected = Limits(1000, "any", 5, 600, "pictures/2 (someone@example.com)")
+    environment |= {"BLIP_LOG_CLIENTS": "off", "BLIP_CORS_ORIGINS": "https://a.example, http://localhost:3000"}
+    environment |= {"BLIP_WEBHOOK_SECRET": SECRET}
+    expected = Limits(
+        1000,
+        "any",
+        5,
+        600,
+        "pictures/2 (someone@example.com)",
+        log_clients=False,
+        cors_origins=("https://a.example", "http://localhost:3000"),
+        webhook_secret=SECRET,
+    )
     assert Limits.from_environment(environment) == expected
 
 

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip.server.connections import ABORT
 from blip.server.long_text import MANY_VALUES, VALUES, Texts, cut
+from blip.server.records import Current
 from blip.server.refusals import BUSY, refusal
 from blip.server.room import Holding, Room, never, who_is
 
@@ -32,23 +33,23 @@ class BodyLimit:
     Args:
         app: what answers.
         room: the bytes of all bodies and answers.
-        current: is given what the request holds, for those who keep parts of it longer than the answer takes.
+        current: the record of the request, which is given what the request holds.
         texts: are given the long strings of the request.
         max_body: bytes.
-        is_busy: whether all slots are taken.
+        refusal: the reason why no prediction can be asked for at a path now, if there is one.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         room: Room,
-        current: ContextVar[Holding],
+        current: Current,
         texts: ContextVar[Texts],
         max_body: int,
-        is_busy: Callable[[], bool],
+        refusal: Callable[[str], HTTPException | None],
     ) -> None:
         self._app, self._room, self._current, self._texts = app, room, current, texts
-        self._max_body, self._is_busy = max_body, is_busy
+        self._max_body, self._refusal = max_body, refusal
         self._coming = 0  # bodies
         self._next_turn = 0.0  # on the event loop's clock
 
@@ -80,7 +81,8 @@ class BodyLimit:
                 answer = JSONResponse({"detail": refused.detail}, refused.status_code, refused.headers)
                 await answer(scope, receive, send)
             else:
-                self._current.set(holding)
+                if record := self._current.get(None):
+                    record.holding = holding
                 await self._answer(scope, body, receive, send)
         except ClientDisconnect:
             pass
@@ -89,7 +91,7 @@ class BodyLimit:
 
     async def _read(self, path: str, body: "_Body", receive: Receive) -> HTTPException | None:
         """Fill `body` within its time; if there is a reason to refuse it, return the reason."""
-        refused = HTTPException(409, BUSY) if path == "/predictions" and self._is_busy() else None
+        refused = self._refusal(path)
         self._coming += 1
         try:
             async with asyncio.timeout(BODY_SECONDS) as clock:
@@ -97,7 +99,7 @@ class BodyLimit:
                 return await self._fill(body, receive, refused)
         except TimeoutError:
             if body.has_given_way:
-                return HTTPException(409, BUSY, CLOSE)
+                return self._no_room(CLOSE)
             return HTTPException(408, f"The body did not come within {BODY_SECONDS:g} s", CLOSE)
         finally:
             self._coming -= 1
@@ -116,7 +118,7 @@ class BodyLimit:
                 limit = f"{self._max_body / 1e6:.1f} MB"
                 refused = refusal("image", f"image is too large: the request has more than {limit}; send less.")
             elif refused is None and not self._room.resize(body.holding, size, spare):
-                refused = HTTPException(409, BUSY)
+                refused = self._no_room()
             if refused is None:
                 body.whole += part
             else:
@@ -133,6 +135,11 @@ class BodyLimit:
         now = asyncio.get_running_loop().time()
         self._next_turn = max(now, self._next_turn + TURN_SECONDS)
         await asyncio.sleep(self._next_turn - now)
+
+    def _no_room(self, headers: dict[str, str] | None = None) -> HTTPException:
+        if record := self._current.get(None):
+            record.reason = "no room"
+        return HTTPException(409, BUSY, headers)
 
     async def _cut(self, body: "_Body") -> None:
         """Leave only the short texts of a large request in its body, and refuse one of very many values."""

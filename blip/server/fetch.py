@@ -78,6 +78,11 @@ class Source:
             self._url = value
             self._check_url(value)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is fetched from elsewhere."""
+        return self._url is not None
+
     def new_path(self) -> Path:
         """Where the image can be saved."""
         return self._fetcher.files.new()

@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+import uuid
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +17,7 @@ from blip.server.egress import Egress, EgressError
 from blip.server.extending import overrides
 from blip.server.fetch import MAX_ADDRESS, Fetcher, Source
 from blip.server.long_text import TOO_MUCH, Texts
+from blip.server.records import Current
 from blip.server.refusals import refusal
 from blip.server.webhooks import Outbox
 
@@ -41,6 +43,11 @@ class ImageAddress(URLPath):
             self._path = Path(self.fileobj.new_path())  # before anything is in it: what fails halfway is removed too
             self.fileobj.save(self._path)
         return self._path
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is fetched from elsewhere."""
+        return self.fileobj.is_remote
 
     def cancel(self) -> None:
         """Have `convert` end soon, from another thread."""
@@ -75,13 +82,16 @@ class PredictionRequest(schema.PredictionRequest):
 class Checks:
     """Checks of a whole request before it takes a slot."""
 
-    def __init__(self, egress: Egress, outbox: Outbox, texts: "ContextVar[Texts]") -> None:
+    def __init__(self, egress: Egress, outbox: Outbox, texts: "ContextVar[Texts]", current: Current) -> None:
         self._egress = egress
         self._outbox = outbox
         self._texts = texts
+        self._current = current
 
     async def check(self, request: Any, prediction_id: str | None = None) -> None:
         """Refuse a prediction that has no input, whose texts are too long, or whose webhook cannot be served.
+
+        One that is not refused has an id.
 
         Raises:
             HTTPException: 422 or 409.
@@ -110,9 +120,11 @@ class Checks:
             raise TOO_MUCH
         if request.webhook is not None:
             await self._check_webhook(request.webhook)
+        request.id = request.id or prediction_id or uuid.uuid4().hex
 
     async def _check_webhook(self, webhook: Any) -> None:
         if not self._outbox.has_room(str(webhook)):
+            self._current.get().reason = "webhooks wait"
             raise HTTPException(409, "Too many webhooks wait for their receivers")
         looking_up = asyncio.wrap_future(self._egress.look_up(webhook.host, webhook.port))
         try:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import structlog
 import uvicorn
@@ -78,6 +79,11 @@ class Server(stock.Server):
         await super().startup(sockets)
 
     @override
+    def _log_started_message(self, listeners: Sequence[socket.SocketType]) -> None:
+        """Name what it listens on; uvicorn says 0.0.0.0, whatever that is."""
+        log.info("running on " + " and ".join(sorted(_url(listener) for listener in listeners)))
+
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         cutting = asyncio.create_task(self._cut_off())
         await super().shutdown(sockets)
@@ -109,6 +115,11 @@ class Server(stock.Server):
         atexit._run_exitfuncs()
         failed = self._state.health in (Health.DEFUNCT, Health.SETUP_FAILED)
         os._exit(int(failed or self._state.lost > 0))
+
+
+def _url(listener: socket.SocketType) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _wake(signals: socket.socket, thread: int) -> None:

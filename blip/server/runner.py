@@ -5,21 +5,36 @@ import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import ContextVar
 from typing import Any
 
+import structlog
 from cog.schema import PredictionRequest
 from cog.server.errors import RunnerBusyError
 from cog.server.eventtypes import Done
-from cog.server.runner import PredictionRunner, PredictTask
+from cog.server.runner import PredictionRunner, PredictTask, SetupTask
 from cog.server.worker import WorkerState
 from typing_extensions import override
 
 from blip.server.extending import overrides
-from blip.server.room import Holding
-from blip.server.worker import Worker
+from blip.server.history import History
+from blip.server.records import Current, Record
+from blip.server.worker import Facts, Worker
 
 FRESH, STALE = 0.5, 2.0  # seconds that a worker's health is not asked for again, and at most that it is told
+
+log = structlog.get_logger("blip.server")
+
+
+@overrides
+class Setup(SetupTask):
+    """Cog's setup, which tells why it failed in one sentence. Stock logs its own traceback."""
+
+    @override
+    def _handle_done(self, f: "Future[Done]") -> None:
+        if error := f.exception():
+            log.error("the setup failed", error=str(error))
+            self.append_logs(f"{error}\n")
+            self.failed()
 
 
 @overrides
@@ -58,14 +73,14 @@ class Prediction(PredictTask):
 class Runner(PredictionRunner):
     """Cog's runner, which refuses what it cannot run. Stock answers 500, and 500 to all later requests.
 
-    `current` has what the request that is being answered holds; a prediction keeps it until its end.
+    `current` has the record of the request that is being answered; a prediction keeps what it holds until its end.
     """
 
     _worker: Worker
 
-    def __init__(self, *, current: ContextVar[Holding], **parts: Any) -> None:
+    def __init__(self, *, current: Current, history: History, **parts: Any) -> None:
         super().__init__(**parts)
-        self._current = current
+        self._current, self._history = current, history
         self._health = Done()
         self._health_known = -STALE  # on the monotonic clock
         self._asking: asyncio.Task[None] | None = None
@@ -105,11 +120,44 @@ class Runner(PredictionRunner):
             tags = [tag for tag, known in self._predict_tasks.items() if known is task]
         for tag in tags:  # none, if it has ended
             task.cancel = functools.partial(self._worker.cancel, tag)
-        if holding := self._current.get(None):
-            holding.keep()
-            loop = asyncio.get_running_loop()
-            task.add_done_callback(lambda _: _call_in(loop, holding.let_go))
+        if record := self._current.get(None):
+            self._follow(task, record)
         return task
+
+    def _follow(self, task: Prediction, record: Record) -> None:
+        """Have a prediction keep what its request holds, and be known to those who ask for it."""
+        name, holding = task.result.id, record.holding
+        assert name and holding
+        holding.keep()
+        record.start(task.result)
+        self._history.start(name, lambda: task.result)
+        loop = asyncio.get_running_loop()
+
+        def over() -> None:
+            holding.let_go()
+            self._history.end(name)
+            record.end()
+
+        task.add_done_callback(lambda _: _call_in(loop, over))
+
+    def in_progress(self) -> int:
+        """How many predictions have not ended."""
+        return len(self._predict_tasks)
+
+    @property
+    def slots(self) -> int:
+        """How many predictions can run at a time."""
+        return self._max_concurrency
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the predictor, from its own process."""
+        return self._worker.facts
+
+    def process(self) -> int | None:
+        """The id of the predictor's process; None before it has one."""
+        pid: int | None = self._worker._child.pid
+        return pid
 
     def has_work(self) -> bool:
         """Whether a prediction has not ended yet."""

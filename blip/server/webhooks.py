@@ -8,10 +8,12 @@ import asyncio
 import logging
 import time
 import urllib.parse
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from cog.server import webhook as stock
 from cog.server.response_throttler import ResponseThrottler
 from fastapi.encoders import jsonable_encoder
 from requests.adapters import HTTPAdapter
+from standardwebhooks import Webhook
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
@@ -28,6 +31,7 @@ from blip.errors import FetchError
 from blip.server.answers import as_json
 from blip.server.egress import Egress, EgressError, Session
 from blip.server.files import Files, Writer
+from blip.server.logs import shown
 from blip.server.names import host_is
 from blip.server.room import Holding, Room, Who
 from blip.server.turns import Turns
@@ -51,6 +55,7 @@ class Event:
 
     def __init__(self, url: str, body: Body, name: str | None, *, final: bool) -> None:
         self.url, self.name, self.final = url, name, final
+        self.id = uuid.uuid4().hex  # the same at each attempt, so that a receiver knows what it has
         self.size = sum(map(len, body))
         self.is_pausing = False
         self.is_given_up = False
@@ -94,16 +99,27 @@ class Event:
         kind = "final event" if self.final else "event"
         log.warning(
             "webhook to %s failed: %s; lost the %s of prediction %s for %s",
-            *(parts.hostname, failure, kind, self.name, where),
+            *(parts.hostname, failure, kind, shown(self.name), where),
         )
 
 
 class Outbox:
-    """The events that wait or are being sent; used on the event loop's thread only."""
+    """The events that wait or are being sent; used on the event loop's thread only.
 
-    def __init__(self, egress: Egress, files: Files) -> None:
+    Args:
+        egress: makes the connections.
+        files: keeps large events.
+        secret: what events are signed with; empty for no signature.
+
+    Attributes:
+        count: is told what became of each event: delivered, failed, refused or lost.
+    """
+
+    def __init__(self, egress: Egress, files: Files, secret: str = "") -> None:
         self.egress = egress
         self.files = files
+        self.signer = Webhook(secret) if secret else None
+        self.count: Callable[[str], None] = lambda _: None
         self.events: set[Event] = set()
         self.backlog = Room(MAX_BACKLOG, patience=0)
         self.turns = Turns(THREADS)
@@ -124,6 +140,7 @@ class Outbox:
     def lose(self, event: Event) -> None:
         """Log that the server has ended before an event was taken."""
         event.report("the server has ended")
+        self.count("lost")
         self._lost += event.final
         self.events.discard(event)
 
@@ -178,6 +195,7 @@ class Delivery:
         # The final event repeats what is left out, and is taken in any case: its prediction was.
         if not (event.final or self._outbox.has_place(self._who, size)):
             event.drop()
+            self._outbox.count("lost")
             return
         holding = self._outbox.backlog.hold(self._who, size, event.give_way, force=True)
         assert holding
@@ -212,6 +230,7 @@ class Delivery:
                     break
             except EgressError as error:
                 log.warning("webhook refused: %s", error)
+                self._outbox.count("refused")
                 return
             except Exception as error:  # whatever a hostile receiver can make requests, urllib3 or http.client raise
                 failure = type(error).__name__
@@ -224,10 +243,14 @@ class Delivery:
                 break
             await self._pause(event, _asked_pause(retry, response) or retry.get_backoff_time())
             if event.is_given_up:
+                self._outbox.count("lost")
                 return
             again = True
         if response is None or not response.ok:
             event.report(failure)
+            self._outbox.count("failed")
+        else:
+            self._outbox.count("delivered")
 
     async def _pause(self, event: Event, seconds: float) -> None:
         """Wait before another attempt; not when the server ends."""
@@ -246,9 +269,22 @@ class Delivery:
         with session:
             session.headers.update(self._headers)
             session.hooks["response"].append(_keep_method)
-            with session.post(self._url, data=event.body(), timeout=TIMEOUT, stream=True) as response:
+            body = event.body()
+            session.headers.update(self._signature(event, body))
+            with session.post(self._url, data=body, timeout=TIMEOUT, stream=True) as response:
                 response.request.body = None  # it would be kept until the next attempt
                 return response  # its body is not read
+
+    def _signature(self, event: Event, body: bytes) -> dict[str, str]:
+        """The headers of Standard Webhooks, if there is a secret."""
+        if not self._outbox.signer:
+            return {}
+        now = datetime.now(UTC)
+        return {
+            "webhook-id": event.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": self._outbox.signer.sign(event.id, now, body.decode()),
+        }
 
 
 def _who(url: str) -> Who:

@@ -2,17 +2,34 @@
 
 import asyncio
 import signal
+import sys
+import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from cog.server import worker as stock
 from cog.server.connection import AsyncConnection
-from cog.server.eventtypes import Cancel, Done, Envelope, PredictionInput
+from cog.server.eventtypes import Cancel, Done, Envelope, PredictionInput, PredictionMetric
 from typing_extensions import override
 
+from blip.errors import UserError
 from blip.server.extending import overrides, rebind
 from blip.server.inputs import ImageAddress
+from blip.server.logs import entry
+
+FACTS_SECONDS = 1.0  # between two looks at the device's memory, each of which takes a fraction of a millisecond
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the predictor's process tells of it: what it runs, and the memory of the device that it has."""
+
+    about: dict[str, str]
+    device_bytes: int | None = None
 
 
 @overrides
@@ -28,6 +45,7 @@ class Worker(stock.Worker):
         #: The images of predictions that have not been sent to the process; guarded by Cog's `_predictions_lock`.
         self._fetching: dict[str | None, list[ImageAddress]] = {}
         self.on_death: Callable[[], None] = lambda: None
+        self.facts = Facts({})
 
     @override
     def cancel(self, tag: str | None = None) -> None:
@@ -68,7 +86,11 @@ class Worker(stock.Worker):
             try:
                 for name, value in payload.items():
                     if isinstance(value, ImageAddress):
+                        began = time.monotonic()
                         payload[name] = value.convert()
+                        if value.is_remote:
+                            seconds = time.monotonic() - began
+                            super(Worker, self)._publish(Envelope(PredictionMetric("download_time", seconds), tag))
             except Exception as error:
                 failure = Done(error=True, error_detail=str(error))
             with self._predictions_lock:
@@ -87,7 +109,9 @@ class Worker(stock.Worker):
 
     @override
     def _publish(self, e: Envelope) -> None:
-        if not (isinstance(e.event, Done) and e.tag is not None):  # `_end` tells the end of a prediction
+        if isinstance(e.event, Facts):
+            self.facts = e.event
+        elif not (isinstance(e.event, Done) and e.tag is not None):  # `_end` tells the end of a prediction
             super()._publish(e)
 
     @override
@@ -141,7 +165,44 @@ class ChildWorker(stock._ChildWorker):
     def run(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         rebind(stock, "AsyncConnection", _Connection)
+        rebind(stock, "traceback", SimpleNamespace(print_exc=self._tell_error))
         super().run()
+
+    @override
+    def _setup(self, redirector: Any) -> None:
+        super()._setup(redirector)
+        self._told, self._next_told = Facts({}), 0.0
+        self._tell_facts()
+
+    @override
+    async def _apredict(self, *args: Any, **options: Any) -> None:
+        await super()._apredict(*args, **options)
+        self._tell_facts()
+
+    def _tell_facts(self) -> None:
+        """Send what has changed about the predictor, if it tells of itself, and not too often."""
+        facts_of = getattr(self._predictor, "facts", None)
+        if not facts_of or time.monotonic() < self._next_told:
+            return
+        facts = Facts(*facts_of())
+        self._next_told = time.monotonic() + FACTS_SECONDS
+        if facts != self._told:
+            self._told = facts
+            self._events.send(Envelope(facts, None))  # type: ignore[arg-type] # not one of Cog's own events
+
+    def _tell_error(self) -> None:
+        """Tell of the current exception in place of its traceback.
+
+        Of a user's error the prediction's logs have the sentence. Any other is one line of the server's log.
+        """
+        error = sys.exc_info()[1]
+        text = f"{error}\n"
+        if not isinstance(error, UserError):
+            text = traceback.format_exc()
+            print(
+                entry("blip.predictor", "ERROR", str(error), exception=text).decode(), file=sys.__stderr__, flush=True
+            )
+        self._stream_write_hook(sys.stderr.name, text)
 
     @override
     def terminate(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from benchmarks.harness import ROOT
+from blip.server.probes import STATUSES
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.30", "1.37")  # the oldest that is meant to work, and the newest that the validator knows
@@ -74,9 +75,8 @@ def test_the_pod_is_in_step_with_the_image(name: str) -> None:
     assert f"USER {security['runAsUser']}:{security['runAsGroup']}\n" in dockerfile
     assert f"EXPOSE {container['ports'][0]['containerPort']}\n" in dockerfile
     assert container["securityContext"]["readOnlyRootFilesystem"]
-    questions = {kind: container[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "liveness", "readiness")}
-    assert questions == {
-        "startup": ["/opt/venv/bin/python", "/src/scripts/probe", "started"],
-        "liveness": ["/opt/venv/bin/python", "/src/scripts/probe", "live"],
-        "readiness": ["/opt/venv/bin/python", "/src/scripts/probe", "ready"],
-    }
+    questions = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    paths = {"startup": "/startupz", "liveness": "/livez", "readiness": "/readyz"}
+    assert questions == {kind: {"path": path, "port": "http"} for kind, path in paths.items()}
+    assert container["ports"][0]["name"] == "http"
+    assert set(paths.values()) == set(STATUSES)

@@ -1,5 +1,6 @@
 """What the extended server does about a Cog that is not the one it extends."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -70,5 +71,5 @@ def test_another_cog_does_not_start_and_says_which_part_is_missing(
         check=False,
     )
     assert ended.returncode == 1
-    sentence = ended.stderr.splitlines()[-1]
-    assert sentence.endswith(f"blip.server extends cog 0.16.12, and {said}; install the lock.")
+    line = json.loads(ended.stderr.splitlines()[-1])
+    assert line["message"] == f"blip.server extends cog 0.16.12, and {said}; install the lock."

@@ -171,9 +171,10 @@ def test_a_server_that_is_starting_can_be_stopped() -> None:
 def test_a_grace_period_that_is_no_number_is_found_at_the_start(grace: str) -> None:
     with Server({"BLIP_GRACE_SECONDS": grace}) as server:
         assert server.process.wait(DEADLINE) != 0
-        assert (
-            f"BLIP_GRACE_SECONDS={grace} is not a number of seconds; set it to a number from 1 to 86400.\n"
-            == server.log()
+        (line,) = server.entries()
+        assert (line["severity"], line["message"]) == (
+            "ERROR",
+            f"BLIP_GRACE_SECONDS={grace} is not a number of seconds; set it to a number from 1 to 86400.",
         )
 
 
@@ -181,7 +182,7 @@ def test_an_interval_that_cog_reads_before_all_else_is_one_sentence_too() -> Non
     with Server({"COG_THROTTLE_RESPONSE_INTERVAL": "fast"}) as server:
         assert server.process.wait(DEADLINE) == 1
         sentence = "COG_THROTTLE_RESPONSE_INTERVAL=fast is not a number of seconds; set it to a number from 0 to 86400."
-        assert server.log() == f"{sentence}\n"
+        assert [line["message"] for line in server.entries()] == [sentence]
 
 
 def wait_for_the_end(server: Server) -> None:

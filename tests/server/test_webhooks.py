@@ -1,6 +1,7 @@
 """Webhooks whose receivers are down, slow or wrong, and a real server whose predictions do not mind."""
 
 import asyncio
+import base64
 import contextlib
 import socket
 import time
@@ -12,6 +13,7 @@ import pytest
 import requests
 from cog.server.webhook import requests_session_with_retries
 from requests.adapters import HTTPAdapter
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from benchmarks.harness import EXAMPLES, Server, data_uri, free_port, wait_until
 from blip.server.egress import Egress
@@ -158,6 +160,23 @@ def test_a_redirect_that_never_ends_is_given_up(secret: Server) -> None:
         start(secret, url, webhook_events_filter=["start"])
         wait_until(lambda: "webhook to 127.0.0.1 failed: TooManyRedirects" in secret.log(), "the log")
     assert_predictions_go_on(secret)
+
+
+def test_events_are_signed_as_standard_webhooks_are_and_keep_their_ids() -> None:
+    secret = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+    with Server({"BLIP_WEBHOOK_SECRET": secret}) as server, contextlib.closing(Receiver(200, 503, 200)) as receiver:
+        server.wait_for("READY")
+        server.predict(id="signed", input=INPUT, webhook=receiver.url, webhook_events_filter=["start", "completed"])
+        for _ in range(2):  # the final event is sent twice
+            receiver.until_completed()
+        sent = [(Webhook(secret).verify(body, headers), headers["webhook-id"]) for body, headers in receiver.requests]
+        assert [event["status"] for event, _ in sent] == ["processing", "succeeded", "succeeded"]
+        assert sent[1] == sent[2]
+        assert sent[0][1] != sent[1][1]
+        body, headers = receiver.requests[0]
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(body.replace(b"signed", b"forged"), headers)
+        assert secret not in server.log()
 
 
 def test_when_too_much_waits_for_receivers_more_is_refused_none_is_lost() -> None:
