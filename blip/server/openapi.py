@@ -78,12 +78,21 @@ def predicting(response: Any) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Give the document this project's title and version, in place of Cog's."""
+    """Give the document this project's title and version, and references that generators of clients understand."""
     stock = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = stock()
         document["info"] = {"title": "BLIP", "version": blip.__version__, "description": DESCRIPTION}
+        _set_references_apart(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _set_references_apart(schema: Any) -> None:
+    """Put references into an `allOf`: OpenAPI 3.0 ignores what stands beside one, as Cog's `nullable` does."""
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _set_references_apart(inner)
+    if isinstance(schema, dict) and len(schema) > 1 and "$ref" in schema:
+        schema["allOf"] = [{"$ref": schema.pop("$ref")}]

@@ -1,5 +1,6 @@
 """The Kubernetes manifests: strictly what the official schemas allow, and in step with the image."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from benchmarks.harness import ROOT
+from blip.server.metrics import Metrics
 from blip.server.probes import STATUSES
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
@@ -80,3 +82,29 @@ def test_the_pod_is_in_step_with_the_image(name: str) -> None:
     assert questions == {kind: {"path": path, "port": "http"} for kind, path in paths.items()}
     assert container["ports"][0]["name"] == "http"
     assert set(paths.values()) == set(STATUSES)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu"])
+def test_every_pod_is_scraped_and_the_queue_scales_the_deployment(name: str) -> None:
+    deployment = load(name, "Deployment")
+    pod = deployment["spec"]["template"]
+    monitor = load("monitoring", "PodMonitor")["spec"]
+    assert monitor["selector"]["matchLabels"] == pod["metadata"]["labels"]
+    (container,) = pod["spec"]["containers"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    scaled = load("autoscaling", "ScaledObject")["spec"]
+    by_cpu = load(name, "HorizontalPodAutoscaler")["spec"]
+    assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (by_cpu["minReplicas"], by_cpu["maxReplicas"])
+    assert scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == by_cpu["behavior"]
+
+
+def test_the_autoscaler_asks_for_metrics_that_there_are() -> None:
+    served = Metrics([], dict).document().decode()
+    for trigger in load("autoscaling", "ScaledObject")["spec"]["triggers"]:
+        names = re.findall(r"blip_\w+", trigger["metadata"]["query"])
+        assert names
+        assert [name for name in names if f"\n{name}{{" not in served] == []
+        reasons = re.findall(r'reason="(.*?)"', trigger["metadata"]["query"])
+        assert [reason for reason in reasons if f'reason="{reason}"' not in served] == []

@@ -105,7 +105,8 @@ def test_every_deployment_gives_the_probe_longer_than_it_takes() -> None:
     files = [ROOT / "Dockerfile", *ROOT.glob("deploy/kubernetes/*.yaml"), *ROOT.glob("deploy/saladcloud/*.json")]
     pattern = re.compile(r'(?:--timeout=|timeoutSeconds: |"timeout_seconds": )(\d+)')
     given = {path.name: {int(seconds) for seconds in pattern.findall(path.read_text())} for path in files}
-    given.pop("service.yaml")
+    for without_pods in ("service.yaml", "monitoring.yaml", "autoscaling.yaml"):
+        given.pop(without_pods)
     assert all(given.values()), given
     assert min(set.union(*given.values())) > 4, given
 
