@@ -101,6 +101,7 @@ class Server(stock.Server):
         The status is 1 when its setup failed, its worker died, a prediction was cut off or a final event is lost.
         """
         grace = self._state.limits.grace_seconds
+        setup_failed = self._state.health is Health.SETUP_FAILED  # and was not cut short by this stop
         log.info("waiting for work in flight", grace_seconds=grace)
         self.config.timeout_graceful_shutdown = grace + LAST_SECONDS
         self._state.stop_by = time.monotonic() + grace
@@ -113,7 +114,7 @@ class Server(stock.Server):
         sys.stdout.flush()
         # Do what Python does at its exit, except to wait for the threads of downloads.
         atexit._run_exitfuncs()
-        failed = self._state.health in (Health.DEFUNCT, Health.SETUP_FAILED)
+        failed = setup_failed or self._state.health is Health.DEFUNCT
         os._exit(int(failed or self._state.lost > 0))
 
 

@@ -199,9 +199,9 @@ class ChildWorker(stock._ChildWorker):
         text = f"{error}\n"
         if not isinstance(error, UserError):
             text = traceback.format_exc()
-            print(
-                entry("blip.predictor", "ERROR", str(error), exception=text).decode(), file=sys.__stderr__, flush=True
-            )
+            line = entry("blip.predictor", "ERROR", str(error), exception=text).decode()
+            # The line and its end at once: what another thread prints meanwhile must not come between.
+            print(f"{line}\n", end="", file=sys.__stderr__, flush=True)
         self._stream_write_hook(sys.stderr.name, text)
 
     @override
