@@ -156,13 +156,13 @@ class Session(requests.Session):
         host, port = address
         addresses = self._resolve(host, port)
         self._egress.check(host, addresses)
-        for tries_left, numeric in reversed(list(enumerate(reversed(addresses[:MAX_ADDRESSES])))):
-            try:
+        if not addresses:
+            raise OSError(f"{host} has no address")
+        *others, last = addresses[:MAX_ADDRESSES]
+        for numeric in others:
+            with contextlib.suppress(OSError):
                 return self._connect_to(numeric, port, **options)
-            except OSError:
-                if not tries_left:
-                    raise
-        raise OSError(f"{host} has no address")
+        return self._connect_to(last, port, **options)
 
     def _resolve(self, host: str, port: int) -> list[str]:
         addresses = self._egress.look_up(host, port)

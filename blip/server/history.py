@@ -1,23 +1,22 @@
 """Predictions that run, and for a while those that have ended: whoever knows an id can ask for the result."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from cog.schema import PredictionResponse
 from fastapi.encoders import jsonable_encoder
+
+from blip.server.answers import as_json
 
 SECONDS = 3600.0  # that a prediction is kept after its end
 NUMBER = 10_000  # of predictions that are kept
 SIZE = 64_000_000  # bytes of them
 
 
-def as_json(prediction: PredictionResponse) -> bytes:
+def _kept(prediction: PredictionResponse) -> bytes:
     """The state of a prediction without its image, which may be large, as JSON."""
-    state: dict[str, Any] = prediction.model_dump(exclude={"input": {"image"}})
-    return json.dumps(jsonable_encoder(state), ensure_ascii=False, separators=(",", ":")).encode()
+    return b"".join(as_json(jsonable_encoder(prediction.model_dump(exclude={"input": {"image"}}))))
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class History:
     def end(self, name: str) -> None:
         """Keep a prediction that has ended, as long as there is room."""
         self._forget(name)
-        state = as_json(self._running.pop(name)())
+        state = _kept(self._running.pop(name)())
         self._ended[name] = _Ended(state, time.monotonic() + SECONDS)
         self._size += len(state)
         while len(self._ended) > NUMBER or self._size > SIZE:
@@ -54,7 +53,7 @@ class History:
         while self._ended and (oldest := next(iter(self._ended.items())))[1].expires < now:
             self._forget(oldest[0])
         if running := self._running.get(name):
-            return as_json(running())
+            return _kept(running())
         ended = self._ended.get(name)
         return ended.state if ended else None
 

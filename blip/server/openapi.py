@@ -1,5 +1,6 @@
 """The OpenAPI document: this project's name, and every answer that a client can get."""
 
+import functools
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -81,6 +82,7 @@ def describe(app: FastAPI) -> None:
     """Give the document this project's title and version, and references that generators of clients understand."""
     stock = app.openapi
 
+    @functools.cache
     def openapi() -> dict[str, Any]:
         document = stock()
         document["info"] = {"title": "BLIP", "version": blip.__version__, "description": DESCRIPTION}

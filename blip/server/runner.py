@@ -161,7 +161,7 @@ class Runner(PredictionRunner):
 
     def has_work(self) -> bool:
         """Whether a prediction has not ended yet."""
-        return bool(self._predict_tasks)
+        return self.in_progress() > 0
 
     def cut_off(self, reason: str) -> int:
         """End all predictions as failed, and take no others; how many there were."""

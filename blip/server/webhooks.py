@@ -59,7 +59,7 @@ class Event:
         self.size = sum(map(len, body))
         self.is_pausing = False
         self.is_given_up = False
-        self.is_stored: asyncio.Future[None] | None = None  # of one that is large
+        self.storing: asyncio.Future[None] | None = None  # of one that is large
         self._body = body
         self._file: Path | None = None
 
@@ -201,7 +201,7 @@ class Delivery:
         assert holding
         self._outbox.events.add(event)
         if event.size > LARGE:
-            event.is_stored = self._loop.run_in_executor(self._outbox.disk, event.store, self._outbox.files.new())
+            event.storing = self._loop.run_in_executor(self._outbox.disk, event.store, self._outbox.files.new())
         self._queue.append((event, holding))
         if not self._running:
             self._running = self._loop.create_task(self._run())
@@ -210,8 +210,8 @@ class Delivery:
         while self._queue:
             event, holding = self._queue.popleft()
             try:
-                if event.is_stored:
-                    await event.is_stored
+                if event.storing:
+                    await event.storing
                 await self._send(event, self._retry if event.final else Retry(0))
             finally:
                 event.drop()
