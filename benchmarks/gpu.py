@@ -354,7 +354,8 @@ def http(bench: Bench, bundle: Path, dtype: str) -> None:
         for workload, kinds in WORKLOADS.items():
             cell = measure(server.url, kinds, CLIENTS, 1.0 if bench.small else SECONDS)
             bench.note(f"{CLIENTS} clients over HTTP, {workload}", round(cell.rate, 1), "per s")
-            bench.note(f"{CLIENTS} clients over HTTP, {workload}: largest batch, lost", [max(cell.batches), cell.lost])
+            bench.note(f"{CLIENTS} clients over HTTP, {workload}: largest batch", max(cell.batches))
+            bench.note(f"{CLIENTS} clients over HTTP, {workload}: lost", dict(cell.lost))
 
 
 def release() -> None:

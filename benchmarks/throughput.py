@@ -42,7 +42,7 @@ class Cell:
     batches: Counter[int] = field(default_factory=Counter)
     outputs: dict[str, set[str]] = field(default_factory=dict)
     refused: int = 0  # 409s; the client tries again
-    lost: int = 0  # anything but 200 succeeded or 409
+    lost: Counter[str] = field(default_factory=Counter)  # anything but 200 succeeded or 409, by what was said
     elapsed: float = 0.0
 
     @property
@@ -87,10 +87,10 @@ def measure(url: str, kinds: Sequence[str], clients: int, seconds: float) -> Cel
                 with lock:
                     cell.refused += 1
                 time.sleep(0.05)
-            body: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
+            body: dict[str, Any] = answer.json()
             with lock:
-                if body.get("status") != "succeeded":
-                    cell.lost += 1
+                if answer.status_code != 200 or body.get("status") != "succeeded":
+                    cell.lost[f"{answer.status_code}: {body.get('error') or body.get('detail')}"] += 1
                     continue
                 finished.append(time.monotonic())
                 cell.latencies.append(finished[-1] - asked)
@@ -155,7 +155,7 @@ def row(workload: str, clients: int, contender: str, cell: Cell) -> dict[str, An
         "p99_s": round(percentile(cell.latencies, 0.99), 2),
         "batches": dict(sorted(cell.batches.items())),
         "refused_409": cell.refused,
-        "lost": cell.lost,
+        "lost": cell.lost.total(),
     }
 
 

@@ -1,7 +1,6 @@
 """Requests wait here while the device is busy; when it is free, those that wait run as one batch."""
 
 import os
-import sys
 import threading
 import time
 import traceback
@@ -78,7 +77,7 @@ class Batcher:
         requests = [_Request(sample, Future(), now) for sample in samples]
         with self._changed:
             if self._failure:
-                raise BatcherError(f"the batching thread has died: {self._failure}") from self._failure
+                raise self._died(self._failure) from self._failure
             self._queues.setdefault(task, deque()).extend(requests)
             self._changed.notify()
         return [request.future for request in requests]
@@ -102,10 +101,14 @@ class Batcher:
                 self._queues.clear()
             for request in waiting:
                 if not request.future.done():
-                    request.future.set_exception(BatcherError(f"the batching thread has died: {error}"))
-            # The process's own stderr: the server's replacement needs to know which prediction prints.
-            traceback.print_exception(error, file=sys.__stderr__)
+                    request.future.set_exception(self._died(error))
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))
             self._on_death()
+
+    @staticmethod
+    def _died(error: BaseException) -> BatcherError:
+        """The error for requests that come too late; of some errors, such as CUDA's, the first line says what it is."""
+        return BatcherError(f"the batching thread has died: {str(error).partition(chr(10))[0]}")
 
     def _take(self) -> tuple[str, list[_Request]]:
         """Take the next batch: requests of the task whose first request has waited longest, oldest first."""

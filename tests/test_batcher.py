@@ -30,7 +30,7 @@ class Device:
         if "poison" in samples:
             raise RuntimeError("poisoned batch")
         if "death" in samples:
-            raise SystemExit("the device is gone")
+            raise SystemExit("the device is gone\nand a hint")
         return [ValueError(f"bad sample {s}") if isinstance(s, str) else 2 * s for s in samples]
 
     def wait_for_batch(self) -> None:
@@ -197,7 +197,9 @@ def test_a_sample_that_fails_on_its_own_makes_no_batch_smaller() -> None:
     assert [future.result(LIMIT).batch_size for future in futures] == [4, 4, 4, 4]
 
 
-def test_when_the_thread_dies_all_who_wait_get_an_error() -> None:
+def test_when_the_thread_dies_all_who_wait_get_an_error_and_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: told.append(what.exc_value))
     device = Device()
     batcher = Batcher(device.run, max_batch=1)
     futures = [batcher.submit("double", sample) for sample in ("death", 1, 2)]
@@ -209,8 +211,9 @@ def test_when_the_thread_dies_all_who_wait_get_an_error() -> None:
         with pytest.raises(BatcherError, match="the batching thread has died: the device is gone"):
             future.result(LIMIT)
     assert not batcher.is_alive()
-    with pytest.raises(BatcherError, match="the batching thread has died"):
+    with pytest.raises(BatcherError, match=r"the batching thread has died: the device is gone$"):
         batcher.submit("double", 4)
+    assert len(told) == 1
 
 
 def test_many_threads_submitting_at_once_lose_nothing() -> None:

@@ -45,6 +45,25 @@ def as_entry(line: bytes, logger: str, severity: str) -> bytes:
     return entry(logger, severity, line.decode(errors="replace"))
 
 
+def tell(error: BaseException, logger: str, severity: str) -> None:
+    """Print an error in one line, its traceback within."""
+    line = entry(logger, severity, str(error), exception="".join(traceback.format_exception(error))).decode()
+    # The line and its end at once: what another thread prints meanwhile must not come between. Not to `sys.stderr`:
+    # in the worker that asks which prediction prints.
+    print(f"{line}\n", end="", file=sys.__stderr__, flush=True)
+
+
+def tell_of_thread(what: threading.ExceptHookArgs) -> None:
+    """Print an error that ended a thread, as `threading.excepthook`."""
+    if what.exc_value:
+        tell(what.exc_value, "blip", "CRITICAL")
+
+
+def _tell_last(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
+    """Print an error that ends the process, as `sys.excepthook`."""
+    tell(error, "blip", "CRITICAL")
+
+
 class Log:
     """The standard output and error of this process and of those it starts, a JSON object a line."""
 
@@ -61,8 +80,8 @@ class Log:
         self._wake, self._woken = os.pipe()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
-        sys.excepthook = self._report
-        threading.excepthook = self._report_thread
+        sys.excepthook = _tell_last
+        threading.excepthook = tell_of_thread
         atexit.register(self.close)
 
     def take_over(self, handlers: list[logging.Handler]) -> None:
@@ -118,17 +137,6 @@ class Log:
                 rest = rest[os.write(self._real[number], rest) :]
         except OSError:  # nobody reads it; those who print must not wait
             pass
-
-    @staticmethod
-    def _report(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        """Print an exception that ends the process, in one line."""
-        text = "".join(traceback.format_exception(kind, error, where))
-        sys.stderr.write(entry("blip", "CRITICAL", str(error), exception=text).decode() + "\n")
-
-    def _report_thread(self, what: threading.ExceptHookArgs) -> None:
-        """Print an exception that ends a thread, in one line."""
-        if what.exc_value and what.exc_type is not SystemExit:
-            self._report(what.exc_type, what.exc_value, what.exc_traceback)
 
 
 class PredictionLines(logging.Filter):

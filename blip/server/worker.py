@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing_extensions import override
 from blip.errors import UserError
 from blip.server.extending import overrides, rebind
 from blip.server.inputs import ImageAddress
-from blip.server.logs import entry
+from blip.server.logs import tell, tell_of_thread
 
 FACTS_SECONDS = 1.0  # between two looks at the device's memory, each of which takes a fraction of a millisecond
 
@@ -164,6 +165,7 @@ class ChildWorker(stock._ChildWorker):
     @override
     def run(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.excepthook = tell_of_thread
         rebind(stock, "AsyncConnection", _Connection)
         rebind(stock, "traceback", SimpleNamespace(print_exc=self._tell_error))
         super().run()
@@ -197,11 +199,9 @@ class ChildWorker(stock._ChildWorker):
         """
         error = sys.exc_info()[1]
         text = f"{error}\n"
-        if not isinstance(error, UserError):
+        if error and not isinstance(error, UserError):
             text = traceback.format_exc()
-            line = entry("blip.predictor", "ERROR", str(error), exception=text).decode()
-            # The line and its end at once: what another thread prints meanwhile must not come between.
-            print(f"{line}\n", end="", file=sys.__stderr__, flush=True)
+            tell(error, "blip.predictor", "ERROR")
         self._stream_write_hook(sys.stderr.name, text)
 
     @override

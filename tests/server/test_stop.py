@@ -249,3 +249,6 @@ def test_a_lost_thread_or_device_leaves_nobody_waiting(fault: str, error: str) -
         assert error in [body["error"] for body in bodies]
         assert {body["error"] for body in bodies} <= {error, None}
         wait_for_the_end(server)
+        (told,) = [entry for entry in server.entries() if entry["severity"] == "CRITICAL"]
+        assert told["exception"].startswith("Traceback")
+        assert not [entry for entry in server.entries() if "Traceback" in entry["message"]]
