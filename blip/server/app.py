@@ -41,7 +41,7 @@ from blip.server.fetch import Fetcher
 from blip.server.files import Files
 from blip.server.history import History
 from blip.server.inputs import Checks, PredictionRequest, image_path
-from blip.server.logs import Log, PredictionLines
+from blip.server.logs import Log, RunnerLog
 from blip.server.long_text import Texts
 from blip.server.memory import resident
 from blip.server.metrics import CONTENT_TYPE, Gauge, Metrics, children
@@ -94,8 +94,6 @@ def create_app(
     root = logging.getLogger()
     if server_log:
         server_log.take_over(root.handlers)
-    with_info = root.isEnabledFor(logging.DEBUG)
-    logging.getLogger("cog.server.runner").addFilter(PredictionLines(with_info=with_info))
     limits = Limits.from_environment()
     egress = Egress(guarded=limits.egress == "public")
     try:
@@ -120,6 +118,8 @@ def create_app(
     # Cog has no parameters for these; it looks them up by name.
     extending.rebind(stock, "PredictionRunner", make_runner)
     extending.rebind(stock, "JSONResponse", Answer)
+    runner_log = RunnerLog(cog.server.runner.log, with_info=root.isEnabledFor(logging.DEBUG))
+    extending.rebind(cog.server.runner, "log", runner_log)
     extending.rebind(cog.server.runner, "PredictTask", Prediction)
     extending.rebind(cog.server.runner, "SetupTask", Setup)
     extending.rebind(stock_worker, "Worker", Worker)

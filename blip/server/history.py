@@ -16,7 +16,11 @@ SIZE = 64_000_000  # bytes of them
 
 def _kept(prediction: PredictionResponse) -> bytes:
     """The state of a prediction without its image, which may be large, as JSON."""
-    return b"".join(as_json(jsonable_encoder(prediction.model_dump(exclude={"input": {"image"}}))))
+    state = prediction.model_dump(exclude={"input": {"image"}})
+    try:
+        return b"".join(as_json(state))
+    except TypeError:  # see there; what is no JSON, such as times, has to be made so in Python then
+        return b"".join(as_json(jsonable_encoder(state)))
 
 
 @dataclass(frozen=True)

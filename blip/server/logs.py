@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from typing_extensions import override
+import structlog
 
 LINE = 65_536  # bytes after which a line without an end is passed on in parts
 SHOWN = 100  # characters of an id that a client chose
+RUNNER = "cog.server.runner"
 STREAMS = {1: ("stdout", "INFO"), 2: ("stderr", "WARNING")}
 
 
@@ -139,21 +140,23 @@ class Log:
             pass
 
 
-class PredictionLines(logging.Filter):
-    """Leaves out what Cog says of each prediction, and cuts its id; the line of its request says it all.
+class RunnerLog:
+    """Cog's log of its runner without what it says of each prediction below a warning: its request's line says it all.
 
     Args:
+        log: Cog's.
         with_info: whether to leave nothing out.
     """
 
-    def __init__(self, *, with_info: bool) -> None:
-        super().__init__()
-        self._with_info = with_info
+    def __init__(self, log: Any, *, with_info: bool) -> None:
+        self._log = self._of_predictions = log
+        if not with_info:  # decided before a line is made, which takes longer than all else that is logged
+            only_warnings = structlog.make_filtering_bound_logger(logging.WARNING)
+            self._of_predictions = structlog.wrap_logger(logging.getLogger(RUNNER), wrapper_class=only_warnings)
 
-    @override
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line stays."""
-        if not isinstance(record.msg, dict) or "prediction_id" not in record.msg:
-            return True
-        record.msg["prediction_id"] = shown(record.msg["prediction_id"])
-        return self._with_info or record.levelno >= logging.WARNING
+    def bind(self, *, prediction_id: str | None) -> Any:
+        """The log of one prediction, its id cut to a length."""
+        return self._of_predictions.bind(prediction_id=shown(prediction_id))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
