@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -96,9 +96,17 @@ class Connection(HTTPConnection):
 
     def health(self) -> str:
         """What the server says of its health; "no answer" where it says nothing."""
+        return self.look("/health-check", lambda answer: str(json.loads(answer.read())["status"]))
+
+    def look(self, path: str, said: Callable[[HTTPResponse], str]) -> str:
+        """What `said` makes of what is at `path`; "no answer" where there is nothing."""
         try:
-            self.request("GET", "/health-check")
-            return str(json.loads(self.getresponse().read())["status"])
+            self.request("GET", path)
+            answer = self.getresponse()
+            try:
+                return said(answer)
+            finally:
+                answer.read()
         except (OSError, HTTPException):
             self.close()
             return "no answer"

@@ -1,10 +1,11 @@
-"""Four times as many clients as the server has slots: what they are told, how health answers meanwhile, and memory.
+"""Four times as many clients as the server has slots: what they are told, how probes answer meanwhile, and memory.
 
     scripts/bench overload [--seconds N] [--quick]
 
-The predictor's process and the clients share one core; the server's own process and the health prober have another, as
+The predictor's process and the clients share one core; the server's own process and the probers have another, as
 where a machine has a core to spare. The weights are the demo's, or what BLIP_WEIGHTS says. A client that is refused
-waits 50 ms. Prints a table and one line of JSON, and keeps that line under benchmarks/results with the machine.
+waits 50 ms. Before that as many clients as slots ask, which is full load. Prints a table and one line of JSON, and
+keeps that line under benchmarks/results with the machine.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from http.client import HTTPException
 from itertools import count
 from multiprocessing import get_context
@@ -30,10 +31,12 @@ from benchmarks.throughput import INPUTS, percentile
 SLOTS = 32
 CLIENTS = 4 * SLOTS
 PAUSE = 0.05  # seconds that a client waits after a 409, so that the server keeps its core
-PROBES = 20  # health checks per second
+PROBES = {"health": 10, "readyz": 10, "metrics": 1}  # looks per second
 POLL = 0.02  # seconds between two looks for READY after the load
 WARM_UP = 10.0  # seconds of load before the first look at memory
 QUICK_SECONDS = 3.0
+#: Milliseconds that each look took, and what was said.
+Checks = list[tuple[float, str]]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,12 +77,20 @@ def main(argv: Sequence[str]) -> None:
 
 def print_table(result: dict[str, Any]) -> None:
     """The result, a number a line."""
-    print(f"{'':34}{CLIENTS} clients, {SLOTS} slots, {result['seconds']:.0f} s, {result['cpu']}")
+    print(f"{'':34}{SLOTS} clients, {SLOTS} slots, {result['seconds'] / 3:.0f} s, {result['cpu']}")
+    print_figures(result["full_load"])
+    print(f"{'':34}{CLIENTS} clients, {SLOTS} slots, {result['seconds']:.0f} s")
     for name in ("answered", "refused_409", "lost", "wrong", "answered_per_s", "health_checks", "health_statuses"):
         print(f"{name.replace('_', ' '):34}{result[name]}")
-    for name in ("health_ms", "server_memory", "predictor_memory"):
-        print(f"{name.replace('_', ' '):34}{', '.join(f'{key} {value}' for key, value in result[name].items())}")
+    print_figures({name: result[name] for name in ("health_ms", "readyz_ms", "metrics_ms")})
+    print_figures({name: result[name] for name in ("server_memory", "predictor_memory")})
     print(f"{'READY after the last request':34}{result['ready_after_s']} s")
+
+
+def print_figures(figures: dict[str, dict[str, float]]) -> None:
+    """Several figures of one thing a line."""
+    for name, values in figures.items():
+        print(f"{name.replace('_', ' '):34}{', '.join(f'{key} {value}' for key, value in values.items())}")
 
 
 def measure(server: Server, seconds: float, busy: int, spare: int) -> dict[str, Any]:
@@ -91,24 +102,35 @@ def measure(server: Server, seconds: float, busy: int, spare: int) -> dict[str, 
     spawn = get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn, os.sched_setaffinity, (0, {busy})) as loader,
-        ProcessPoolExecutor(1, spawn, os.sched_setaffinity, (0, {spare})) as prober,
+        ProcessPoolExecutor(len(PROBES), spawn, os.sched_setaffinity, (0, {spare})) as prober,
     ):
         cases = loader.submit(prepare, server.port).result()
-        prober.submit(probe, server.port, 0.0).result()  # its process is there when the load begins
+        # So that the processes are there when the load begins.
+        wait([prober.submit(time.sleep, 1.0) for _ in PROBES])
+
+        def begin(clients: int, end: float) -> tuple[Future[Counter[str]], dict[str, Future[Checks]]]:
+            return loader.submit(load, server.port, cases, end, clients), {
+                name: prober.submit(probe, server.port, end, rate, name) for name, rate in PROBES.items()
+            }
+
+        _, probed = begin(SLOTS, time.monotonic() + seconds / 3)
+        full = {f"{name}_ms": times(found.result()) for name, found in probed.items()}
         began = time.monotonic()
         end = began + seconds
-        loaded, probed = loader.submit(load, server.port, cases, end), prober.submit(probe, server.port, end)
+        loaded, probed = begin(CLIENTS, end)
         early = look_at_memory(processes, began + min(WARM_UP, seconds / 2))
         late = look_at_memory(processes, end)
         connection = server.connect()
         while connection.health() != "READY":
             time.sleep(POLL)
         ready = time.monotonic() - end
-        outcomes, checks = loaded.result(), probed.result()
+        outcomes, checks = loaded.result(), {name: found.result() for name, found in probed.items()}
     return {
+        "full_load": full,
         **{name: outcomes[name] for name in ("answered", "refused_409", "lost", "wrong")},
         "answered_per_s": round(outcomes["answered"] / seconds, 2),
-        **summary(checks),
+        **summary(checks["health"]),
+        **{f"{name}_ms": times(checks[name]) for name in ("readyz", "metrics")},
         "ready_after_s": round(ready, 3),
         **{
             f"{name}_memory": {
@@ -165,10 +187,11 @@ def load(port: int, cases: Sequence[tuple[bytes, str]], end: float, clients: int
         return sum(pool.map(client, range(clients)), Counter())
 
 
-def probe(port: int, end: float, rate: float = PROBES) -> list[tuple[float, str]]:
-    """Ask for the health `rate` times a second until `end`: milliseconds from when each was due, and the status.
+def probe(port: int, end: float, rate: float, name: str = "health") -> Checks:
+    """Look `rate` times a second until `end`: milliseconds from when each was due, and what was said.
 
-    A check that waits for the one before is late by the server's fault; one that the system wakes late is not.
+    That is the status of the health, or the HTTP status of another path. A look that waits for the one before is late
+    by the server's fault; one that the system wakes late is not.
     """
     checks = []
     connection, due = Connection(port), time.monotonic()
@@ -176,23 +199,28 @@ def probe(port: int, end: float, rate: float = PROBES) -> list[tuple[float, str]
         if due > time.monotonic():
             time.sleep(due - time.monotonic())
             due = time.monotonic()
-        status = connection.health()
-        checks.append((1000 * (time.monotonic() - due), status))
+        said = connection.health() if name == "health" else connection.look(f"/{name}", lambda found: str(found.status))
+        checks.append((1000 * (time.monotonic() - due), said))
         due += 1 / rate
     return checks
 
 
-def summary(checks: Sequence[tuple[float, str]]) -> dict[str, Any]:
-    """What the checks of `probe` found."""
-    latencies = [milliseconds for milliseconds, _ in checks]
+def summary(checks: Checks) -> dict[str, Any]:
+    """What the checks of the health found."""
     return {
         "health_checks": len(checks),
         "health_statuses": dict(Counter(status for _, status in checks)),
-        "health_ms": {
-            "p50": round(statistics.median(latencies), 1),
-            "p99": round(percentile(latencies, 0.99), 1),
-            "max": round(max(latencies), 1),
-        },
+        "health_ms": times(checks),
+    }
+
+
+def times(checks: Checks) -> dict[str, float]:
+    """Their milliseconds."""
+    latencies = [milliseconds for milliseconds, _ in checks]
+    return {
+        "p50": round(statistics.median(latencies), 1),
+        "p99": round(percentile(latencies, 0.99), 1),
+        "max": round(max(latencies), 1),
     }
 
 

@@ -1,5 +1,6 @@
 """A bounded amount of something that clients can make the server hold, shared so that none takes it all."""
 
+import functools
 import ipaddress
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Callable
 Who = tuple[str, str]
 
 
+@functools.lru_cache(4096)  # each request asks
 def who_is(address: str | None) -> Who:
     """The client or receiver at an IP address: its network (/24, /48) and its address, of IPv6 the first 64 bits.
 

@@ -1,6 +1,7 @@
 """Predictions can be found again by their ids, within limits."""
 
 import json
+import tracemalloc
 
 import pytest
 import requests
@@ -72,6 +73,19 @@ def test_the_oldest_go_when_they_are_too_large(monkeypatch: pytest.MonkeyPatch) 
     run(known, "large", "x" * 3_000)
     assert kept(known, 5) == []
     assert known.get("large") is None
+
+
+def test_a_prediction_takes_the_memory_of_its_json_and_little_more() -> None:
+    known = History()
+    run(known, "first")
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            run(known, str(number), "x" * 200)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(known.get("7") or b"") < taken / 200 < 1_500
 
 
 def test_all_go_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
