@@ -34,7 +34,7 @@ from blip.config import Limits
 from blip.errors import ConfigError
 from blip.server import extending, openapi, probes, records, refusals
 from blip.server.answers import Answer
-from blip.server.bodies import BODIES, PATIENCE, TEXT_BYTES, BodyLimit
+from blip.server.bodies import BODIES, PATIENCE, BodyLimit
 from blip.server.connections import Connections
 from blip.server.egress import Egress
 from blip.server.fetch import Fetcher
@@ -42,7 +42,7 @@ from blip.server.files import Files
 from blip.server.history import History
 from blip.server.inputs import Checks, PredictionRequest, image_path
 from blip.server.logs import Log, RunnerLog
-from blip.server.long_text import Texts
+from blip.server.long_text import TEXT_BYTES, Texts
 from blip.server.memory import resident
 from blip.server.metrics import CONTENT_TYPE, Gauge, Metrics, children
 from blip.server.preferring import Preferring
@@ -166,7 +166,9 @@ def create_app(
         room=room,
         current=current,
         texts=texts,
+        files=files,
         max_body=max_body,
+        max_image=limits.max_image_bytes,
         refusal=functools.partial(_refusal, app, runner),
     )
     if limits.cors_origins:

@@ -10,12 +10,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip.server.connections import ABORT
-from blip.server.long_text import MANY_VALUES, VALUES, Texts, cut
-from blip.server.records import Current
+from blip.server.files import Files
+from blip.server.long_text import MANY_VALUES, TEXT_BYTES, VALUES, Texts, cut
+from blip.server.records import Current, is_for_a_prediction
 from blip.server.refusals import BUSY, refusal
 from blip.server.room import Holding, Room, never, who_is
+from blip.server.uploads import Form, is_form
 
-TEXT_BYTES = 1_000_000  # of a request beside its image
 BODIES = 5  # of the largest size may be held at a time, with the answers that are not read; large ones take four
 BODY_SECONDS = 60.0  # for a body to arrive
 CALM = 32  # bodies that may come at a time as fast as they can; more of them come more slowly
@@ -23,6 +24,7 @@ TURN_SECONDS = 0.002  # between two parts of whichever bodies, while there are m
 PATIENCE = 5.0  # seconds after which a body or an unread answer gives way to a new one where there is no room
 ANSWER_BYTES = 20_000  # that an answer may have in addition to its request, which it repeats
 CLOSE = {"Connection": "close"}
+JSON = (b"content-type", b"application/json")
 
 
 class BodyLimit:
@@ -34,8 +36,10 @@ class BodyLimit:
         app: what answers.
         room: the bytes of all bodies and answers.
         current: the record of the request, which is given what the request holds.
-        texts: are given the long strings of the request.
+        texts: are given what strings of the request stand for.
+        files: where uploaded pictures go.
         max_body: bytes.
+        max_image: bytes, of an uploaded picture.
         refusal: the reason why no prediction can be asked for at a path now, if there is one.
     """
 
@@ -45,11 +49,13 @@ class BodyLimit:
         room: Room,
         current: Current,
         texts: ContextVar[Texts],
+        files: Files,
         max_body: int,
+        max_image: int,
         refusal: Callable[[str], HTTPException | None],
     ) -> None:
         self._app, self._room, self._current, self._texts = app, room, current, texts
-        self._max_body, self._refusal = max_body, refusal
+        self._files, self._max_body, self._max_image, self._refusal = files, max_body, max_image, refusal
         self._coming = 0  # bodies
         self._next_turn = 0.0  # on the event loop's clock
 
@@ -66,17 +72,21 @@ class BodyLimit:
         if scope["method"] not in ("POST", "PUT"):
             await self._app(scope, receive, send)
             return
-        client = scope["client"]
+        client, headers = scope["client"], dict(scope["headers"])
         holding = self._room.hold(who_is(client and client[0]), 0, force=True)
         assert holding
         body = _Body(holding)
         try:
-            refused = await self._read(scope["path"], body, receive)
-            if not refused:
-                try:
-                    await self._cut(body)
-                except HTTPException as error:
-                    refused = error
+            try:
+                if is_form(headers) and is_for_a_prediction(scope["path"]):
+                    body.form = Form(headers, self._files, self._max_image)
+                    holding.at_end = body.form.drop
+                    scope = {**scope, "headers": [*filter(_is_no_type, scope["headers"]), JSON]}
+                refused = await self._read(scope["path"], body, receive)
+                if not refused:
+                    self._texts.set(await self._cut(body))
+            except HTTPException as error:
+                refused = error
             if refused:
                 answer = JSONResponse({"detail": refused.detail}, refused.status_code, refused.headers)
                 await answer(scope, receive, send)
@@ -107,6 +117,7 @@ class BodyLimit:
 
     async def _fill(self, body: "_Body", receive: Receive, refused: HTTPException | None) -> HTTPException | None:
         size, more = 0, True
+        most = self._max_image + TEXT_BYTES if body.form else self._max_body
         while more:
             message = await receive()
             if message["type"] != "http.request":
@@ -114,15 +125,18 @@ class BodyLimit:
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
             spare = self._max_body if size > TEXT_BYTES else 0  # large bodies leave room for small ones
-            if size > self._max_body:
-                limit = f"{self._max_body / 1e6:.1f} MB"
+            if size > most and not (body.form and refused):
+                limit = f"{most / 1e6:.1f} MB"
                 refused = refusal("image", f"image is too large: the request has more than {limit}; send less.")
             elif refused is None and not self._room.resize(body.holding, size, spare):
                 refused = self._no_room()
             if refused is None:
-                body.whole += part
-            else:
-                body.whole.clear()
+                try:
+                    await body.add(part)
+                except HTTPException as error:
+                    refused = error
+            if refused is not None:
+                body.clear()
                 self._room.resize(body.holding, 0)
                 if size > 4 * self._max_body:
                     more = False  # the refused client has sent enough
@@ -141,15 +155,18 @@ class BodyLimit:
             record.reason = "no room"
         return HTTPException(409, BUSY, headers)
 
-    async def _cut(self, body: "_Body") -> None:
-        """Leave only the short texts of a large request in its body, and refuse one of very many values."""
+    async def _cut(self, body: "_Body") -> Texts:
+        """Leave only the short texts of a request in its body, as JSON, and refuse one of very many values."""
         texts = Texts()
-        if len(body.whole) > TEXT_BYTES:
+        if body.form:
+            short, texts = await body.form.end()
+            body.whole = bytearray(short)
+        elif len(body.whole) > TEXT_BYTES:
             short, texts = await cut(body.whole)
             body.whole = bytearray(short)
         if len(body.whole) - len(body.whole.translate(None, b",[{")) > VALUES:
             raise MANY_VALUES
-        self._texts.set(texts)
+        return texts
 
     async def _answer(self, scope: Scope, body: "_Body", receive: Receive, send: Send) -> None:
         """Answer; where the client hangs up before, cancel that."""
@@ -173,12 +190,30 @@ class BodyLimit:
 
 
 class _Body:
-    """What has come of a body."""
+    """What has come of a body: all of it, or a form that it is read into."""
 
     def __init__(self, holding: Holding) -> None:
         self.holding = holding
         self.whole = bytearray()
+        self.form: Form | None = None
         self.has_given_way = False
+
+    async def add(self, part: bytes) -> None:
+        """Take what comes next.
+
+        Raises:
+            HTTPException: it does not belong in a form.
+        """
+        if self.form:
+            await self.form.add(part)
+        else:
+            self.whole += part
+
+    def clear(self) -> None:
+        """Drop what has come."""
+        self.whole.clear()
+        if self.form:
+            self.form.drop()
 
     def give_way(self, clock: asyncio.Timeout) -> bool:
         """Drop what has come, and have the reader notice."""
@@ -228,6 +263,10 @@ def _replay(body: bytes, gone: asyncio.Event) -> Receive:
         return {"type": "http.disconnect"}
 
     return replay
+
+
+def _is_no_type(header: tuple[bytes, bytes]) -> bool:
+    return header[0] != JSON[0]
 
 
 async def _until_gone(receive: Receive, gone: asyncio.Event) -> None:

@@ -14,6 +14,7 @@ from blip.errors import FetchError
 from blip.server.egress import Deadline, Egress, EgressError
 from blip.server.files import Files, Writer
 from blip.server.long_text import LongText
+from blip.server.uploads import Upload, Uploaded
 
 SECONDS = 30.0  # for a whole download
 TIMEOUT = (5, 10)  # seconds to connect, seconds without a byte
@@ -41,13 +42,13 @@ class Fetcher:
         #: One at a time decodes base64: it takes the interpreter from the event loop, and the more threads the longer.
         self.decoding = threading.Lock()
 
-    def source(self, value: object) -> "Source":
+    def source(self, value: object) -> "Source | Uploaded":
         """Where an image is.
 
         Raises:
             FetchError: `value` is not the address of an image.
         """
-        return Source(value, self)
+        return Uploaded(value) if isinstance(value, Upload) else Source(value, self)
 
 
 class Source:

@@ -65,14 +65,18 @@ class Writer:
             raise _not_stored(error) from error
         return len(block)
 
+    def close(self) -> None:
+        """Close it, whatever state it is in."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self.close()
 
 
 def _not_stored(error: OSError) -> FetchError:

@@ -12,13 +12,13 @@ from fastapi import HTTPException
 from pydantic import field_validator
 from typing_extensions import override
 
-from blip.server.bodies import TEXT_BYTES
 from blip.server.egress import Egress, EgressError
 from blip.server.extending import overrides
 from blip.server.fetch import MAX_ADDRESS, Fetcher, Source
-from blip.server.long_text import TOO_MUCH, Texts
+from blip.server.long_text import TEXT_BYTES, TOO_MUCH, Texts
 from blip.server.records import Current
 from blip.server.refusals import refusal
+from blip.server.uploads import Uploaded
 from blip.server.webhooks import Outbox
 
 ID_LENGTH = 1_000  # characters; every line in the log about a prediction has its id
@@ -30,7 +30,7 @@ RESOLVE_SECONDS = 2.0
 class ImageAddress(URLPath):
     """An image that is fetched when its prediction starts. Stock reads data addresses on the event loop, twice."""
 
-    fileobj: Source  # type: ignore[assignment] # a file that is not open yet
+    fileobj: Source | Uploaded  # type: ignore[assignment] # a file that is not open yet
 
     @override
     def convert(self) -> Path:
@@ -55,7 +55,7 @@ class ImageAddress(URLPath):
 
 
 def image_path(fetcher: Fetcher, texts: "ContextVar[Texts]", value: Any) -> pathlib.Path:
-    """Make an input's path, in place of `cog.Path.validate`; `texts` are the long ones of the request.
+    """Make an input's path, in place of `cog.Path.validate`; `texts` has what strings of the request stand for.
 
     Raises:
         FetchError: it is not the address of an image.

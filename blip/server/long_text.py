@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from blip.server.refusals import refusal
 
 SHORTEST = 1_200_001  # bytes of what is cut out; the longest other text has 100,000 characters, of 12 bytes each
+TEXT_BYTES = 1_000_000  # of a request beside its image
 VALUES = 20_000  # in a request; refusing a million wrong ones takes many seconds, and everyone waits
 REST_BYTES = 12_000_000  # of the JSON without them: a million characters, of as many each
 QUOTES = 1_100_000  # in a request: a million in its texts, and those around them
@@ -30,7 +31,19 @@ class NotPlainError(Exception):
     """A long string has no plain bytes where a piece of it could end."""
 
 
-class LongText(str):
+class StandIn(str):
+    """A short string that stands for an image in a request.
+
+    Attributes:
+        is_used: whether it was found where it may be.
+    """
+
+    __slots__ = ("is_used",)
+
+    is_used: bool
+
+
+class LongText(StandIn):
     """A long string as a short one, which stands for it until it is written.
 
     Attributes:
@@ -38,16 +51,14 @@ class LongText(str):
         head: its first characters.
         length: its characters.
         is_ascii: whether all of them are.
-        is_used: whether it was found where it may be.
     """
 
-    __slots__ = ("content", "head", "is_ascii", "is_used", "length")
+    __slots__ = ("content", "head", "is_ascii", "length")
 
     content: memoryview
     head: str
     length: int
     is_ascii: bool
-    is_used: bool
 
     def pieces(self) -> Iterator[str]:
         """The long string in parts.
@@ -74,7 +85,8 @@ class LongText(str):
         raise NotPlainError
 
 
-Texts = dict[str, LongText]
+#: By the strings that a request has in their place.
+Texts = dict[str, StandIn]
 
 
 async def cut(body: bytearray) -> tuple[bytes, Texts]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, create_model
 
 import blip
 from blip.server.records import RETRY_AFTER
+from blip.server.uploads import FIELDS, TYPE
 
 DESCRIPTION = "Image captions, answers about images, and image-text match scores from three BLIP models."
 
@@ -85,11 +86,27 @@ def describe(app: FastAPI) -> None:
     @functools.cache
     def openapi() -> dict[str, Any]:
         document = stock()
+        _add_forms(document)
         document["info"] = {"title": "BLIP", "version": blip.__version__, "description": DESCRIPTION}
         _set_references_apart(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_forms(document: dict[str, Any]) -> None:
+    """Describe that a prediction can be asked for by a form as well, the image as a file."""
+    schemas = document["components"]["schemas"]
+    inputs, request = schemas["Input"], schemas["PredictionRequest"]["properties"]
+    image = {"type": "string", "format": "binary", "description": "A file."}
+    form = {
+        "title": "Form",
+        "type": "object",
+        "properties": {**inputs["properties"], "image": image, **{name: request[name] for name in FIELDS}},
+        "required": inputs.get("required", []),
+    }
+    for path, method in (("/predictions", "post"), ("/predictions/{prediction_id}", "put")):
+        document["paths"][path][method]["requestBody"]["content"][TYPE.decode()] = {"schema": form}
 
 
 def _set_references_apart(schema: Any) -> None:

@@ -38,6 +38,7 @@ class Holding:
     Attributes:
         size: how much it is.
         give_way: asked to let it go at once for another; tells whether it did.
+        at_end: called when nobody keeps it any more.
     """
 
     def __init__(self, room: "Room", who: Who, give_way: Callable[[], bool]) -> None:
@@ -47,6 +48,7 @@ class Holding:
         self.size = 0
         self.since = time.monotonic()
         self.give_way = give_way
+        self.at_end: Callable[[], None] = lambda: None
 
     @property
     def is_alone(self) -> bool:
@@ -62,6 +64,7 @@ class Holding:
         self._keepers -= 1
         if self._keepers == 0:
             self._room._remove(self)
+            self.at_end()
 
 
 class Room:

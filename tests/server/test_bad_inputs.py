@@ -23,6 +23,7 @@ from starlette.types import Message
 from benchmarks.harness import DEADLINE, EXAMPLES, Server, data_uri, free_port, wait_until
 from blip import __version__
 from blip.server import bodies
+from blip.server.files import Files
 from blip.server.room import Room
 from tests.image_files import encoded, png
 from tests.peers import FileServer
@@ -391,7 +392,8 @@ def test_large_bodies_that_do_not_come_leave_room_for_the_others(limited: Server
         assert_a_good_request_succeeds(limited)
 
 
-def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [b"application/json", b"multipart/form-data; boundary=a"])
+def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
     monkeypatch.setattr(bodies, "BODY_SECONDS", 0.1)
     sent: list[Message] = []
 
@@ -402,11 +404,20 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     async def send(message: Message) -> None:
         sent.append(message)
 
+    files = Files()
     limit = bodies.BodyLimit(
-        FastAPI(), Room(500, 0), ContextVar("current"), ContextVar("texts"), max_body=100, refusal=lambda _: None
+        FastAPI(),
+        Room(500, 0),
+        ContextVar("current"),
+        ContextVar("texts"),
+        files,
+        max_body=100,
+        max_image=100,
+        refusal=lambda _: None,
     )
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/predictions", "headers": [], "client": None}
-    asyncio.run(limit(scope, never, send))
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/predictions", "client": None}
+    asyncio.run(limit({**scope, "headers": [(b"content-type", kind)]}, never, send))
+    files.close()
     assert sent[0]["status"] == 408
 
 
