@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "client": "ask a server the three tasks about one image",
+    "client": "ask a server about pictures",
     "watch": "print every change of a server's health",
     "download": "make the pretrained weights bundle from the published checkpoints",
     "verify": "compare the pretrained weights' results with published ones",

@@ -162,7 +162,8 @@ class BodyLimit:
             short, texts = await body.form.end()
             body.whole = bytearray(short)
         elif len(body.whole) > TEXT_BYTES:
-            short, texts = await cut(body.whole)
+            short, long = await cut(body.whole)
+            texts.update(long)
             body.whole = bytearray(short)
         if len(body.whole) - len(body.whole.translate(None, b",[{")) > VALUES:
             raise MANY_VALUES

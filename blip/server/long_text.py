@@ -89,14 +89,15 @@ class LongText(StandIn):
 Texts = dict[str, StandIn]
 
 
-async def cut(body: bytearray) -> tuple[bytes, Texts]:
+async def cut(body: bytearray) -> tuple[bytes, dict[str, LongText]]:
     """The JSON of a request without its long strings, and those by the short ones that stand for them.
 
     Raises:
         HTTPException: 422; a string is not one of JSON, or there is too much beside them.
     """
     parts: list[bytes] = []
-    texts, done, number = Texts(), 0, 0
+    texts: dict[str, LongText] = {}
+    done = number = 0
     async for start, end in _strings(body):
         number += 1
         if number > 2 * VALUES:  # each has a name at most

@@ -1,5 +1,6 @@
 """The command line, python -m blip, and the scripts that stand for its commands."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -51,25 +52,49 @@ def test_client_and_watch_need_no_package(command: str) -> None:
     assert run(*without_packages).returncode == 0
 
 
-def test_the_client_prints_the_three_answers_for_a_relative_path(server: Server, tmp_path: Path) -> None:
-    shutil.copy(EXAMPLES / "pair.jpg", tmp_path / "here.jpg")
+CAPTION = "a large red circle to the left of a small blue square"
+
+
+def test_the_client_prints_only_the_caption_of_a_relative_path(server: Server, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "pair.jpg", tmp_path / 'my "pair" für.jpg')
     (tmp_path / "blip.py").write_text("raise SystemExit('a module of the directory that the caller is in')\n")
-    ended = script("client", "here.jpg", "--url", server.url, directory=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
-    assert lines[:4] == [
-        "Caption: a large red circle to the left of a small blue square",
-        "Question: how many objects are there?",
-        "Answer: 2",
-        "Text: a large red circle to the left of a small blue square",
-    ]
-    assert lines[4].startswith("The image and text are matched with a probability of ")
+    ended = script("client", 'my "pair" für.jpg', "--url", server.url, directory=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{CAPTION}\n", "")
 
 
-def test_the_client_says_in_one_sentence_what_failed(tmp_path: Path) -> None:
-    ended = script("client", "none.jpg", directory=tmp_path)
-    sentence = "scripts/client: [Errno 2] No such file or directory: 'none.jpg'\n"
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", sentence)
+def test_the_client_asks_about_several_pictures_and_goes_on_after_a_bad_one(server: Server, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "pair.jpg", tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    images = ("bad.png", "none.png", "pair.jpg")
+    ended = script("client", *images, "--url", server.url, directory=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, f"pair.jpg: {CAPTION}\n")
+    assert [line.split(": ")[1] for line in ended.stderr.splitlines()] == ["bad.png", "none.png"]
+    assert ended.stderr.splitlines()[1] == "scripts/client: none.png: No such file or directory"
+
+
+def test_the_client_answers_and_matches_and_prints_json(server: Server) -> None:
+    picture = str(EXAMPLES / "pair.jpg")
+    asked = ("--question", "how many objects are there?", "--match", "a red circle", "--url", server.url)
+    ended = blip("client", picture, *asked)
+    assert ended.stdout.startswith("2; 99.")
+    found = json.loads(blip("client", picture, "--json", "--header", "X-Key: secret", *asked).stdout)
+    assert (found["image"], found["answer"], "caption" in found) == (picture, "2", False)
+    assert 0.99 < found["match"]["probability"] < 1
+    assert -1 < found["match"]["similarity"] < 1
+    assert json.loads(blip("client", "none.jpg", "--json").stdout) == {
+        "image": "none.jpg",
+        "error": "No such file or directory",
+    }
+
+
+def test_the_client_says_in_one_sentence_what_failed(server: Server, tmp_path: Path) -> None:
+    picture = str(EXAMPLES / "pair.jpg")
+    with refusing_port() as port:
+        ended = script("client", picture, "--url", f"http://127.0.0.1:{port}", directory=tmp_path)
+    assert (ended.returncode, ended.stderr) == (1, f"scripts/client: {picture}: Connection refused\n")
+    ended = script("client", picture, "--question", " ", "--url", server.url, directory=tmp_path)
+    assert ended.stderr == f"scripts/client: {picture}: question is required for visual_question_answering\n"
+    assert blip("client", picture, "--header", "nothing").returncode == 2
 
 
 def test_the_watch_ends_when_the_server_is_ready(server: Server, tmp_path: Path) -> None:
