@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "client": "ask a server about pictures",
+    "caption": "caption folders of pictures, here or by servers",
     "watch": "print every change of a server's health",
     "download": "make the pretrained weights bundle from the published checkpoints",
     "verify": "compare the pretrained weights' results with published ones",

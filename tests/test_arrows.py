@@ -23,6 +23,7 @@ ARROWS = {
     "config": {"errors"},
     "batcher": set(),
     "texts": set(),
+    "folder": {"service", "config", "errors"},
     "errors": set(),
 }
 #: What may be imported from outside, where that is not left open.
