@@ -22,7 +22,7 @@ from typing import Any
 import requests
 import yaml
 
-from benchmarks.harness import DEADLINE, EXAMPLES, ROOT, START, Connection, Peer, Request, Server, data_uri, free_port
+from benchmarks.harness import DEADLINE, EXAMPLES, ROOT, START, Connection, Peer, Server, data_uri, free_port
 from benchmarks.throughput import INPUTS
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "blip.json"
@@ -116,7 +116,7 @@ def main() -> None:
 
 def load(server: Server, seconds: float, clients: int) -> None:
     """Let clients ask for `seconds`, all tasks in turn; some ask for what is refused, and some have a webhook."""
-    image, end, receiver = data_uri(EXAMPLES / "pair.jpg"), time.monotonic() + seconds, Receiver()
+    image, end, receiver = data_uri(EXAMPLES / "pair.jpg"), time.monotonic() + seconds, Peer()
     kinds = list(INPUTS.values())
 
     def client(number: int) -> None:
@@ -135,14 +135,6 @@ def load(server: Server, seconds: float, clients: int) -> None:
     for thread in threads:
         thread.join()
     receiver.close()
-
-
-class Receiver(Peer):
-    """Takes events."""
-
-    def post(self, request: Request, body: dict[str, Any]) -> None:  # noqa: ARG002
-        """Take it."""
-        request.answer(200)
 
 
 def draw(prometheus: Prometheus, start: float, end: float) -> None:

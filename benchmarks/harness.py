@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -96,20 +96,18 @@ class Connection(HTTPConnection):
 
     def health(self) -> str:
         """What the server says of its health; "no answer" where it says nothing."""
-        return self.look("/health-check", lambda answer: str(json.loads(answer.read())["status"]))
+        status, body = self.look("/health-check")
+        return str(json.loads(body)["status"]) if status else "no answer"
 
-    def look(self, path: str, said: Callable[[HTTPResponse], str]) -> str:
-        """What `said` makes of what is at `path`; "no answer" where there is nothing."""
+    def look(self, path: str) -> tuple[int, bytes]:
+        """GET a path; the status and the body of the answer, 0 where there is none."""
         try:
             self.request("GET", path)
             answer = self.getresponse()
-            try:
-                return said(answer)
-            finally:
-                answer.read()
+            return answer.status, answer.read()
         except (OSError, HTTPException):
             self.close()
-            return "no answer"
+            return 0, b""
 
 
 @dataclass

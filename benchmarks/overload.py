@@ -199,7 +199,7 @@ def probe(port: int, end: float, rate: float, name: str = "health") -> Checks:
         if due > time.monotonic():
             time.sleep(due - time.monotonic())
             due = time.monotonic()
-        said = connection.health() if name == "health" else connection.look(f"/{name}", lambda found: str(found.status))
+        said = connection.health() if name == "health" else str(connection.look(f"/{name}")[0])
         checks.append((1000 * (time.monotonic() - due), said))
         due += 1 / rate
     return checks

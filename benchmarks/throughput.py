@@ -87,10 +87,10 @@ def measure(url: str, kinds: Sequence[str], clients: int, seconds: float) -> Cel
                 with lock:
                     cell.refused += 1
                 time.sleep(0.05)
-            body: dict[str, Any] = answer.json()
+            body: dict[str, Any] = answer.json() if answer.status_code == 200 else {}  # others may be no JSON
             with lock:
-                if answer.status_code != 200 or body.get("status") != "succeeded":
-                    cell.lost[f"{answer.status_code}: {body.get('error') or body.get('detail')}"] += 1
+                if body.get("status") != "succeeded":
+                    cell.lost[f"{answer.status_code}: {body.get('error') or answer.text[:200]}"] += 1
                     continue
                 finished.append(time.monotonic())
                 cell.latencies.append(finished[-1] - asked)

@@ -7,15 +7,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from blip.commands.client import header
 from blip.config import Settings
 from blip.errors import UserError
-from blip.folder.askers import Asker, Local, NoServerError, Question, Remote
+from blip.folder.askers import Asker, Local, NoServerError, Remote
 from blip.folder.find import pictures
 from blip.folder.outputs import Beside, Csv, JsonLines, Output, Parquet, Row
+from blip.folder.questions import Question
 
 AHEAD = 4  # times as many pictures as are asked about at a time are begun before the first of them is written
 SECONDS = 10.0  # between two lines where there is no terminal
@@ -156,8 +156,7 @@ async def work(
         progress.end()
         for _, asking in begun:
             asking.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*(asking for _, asking in begun), return_exceptions=True)
+        await asyncio.gather(*(asking for _, asking in begun), return_exceptions=True)
 
 
 class Progress:

@@ -12,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from blip.errors import UserError
+from blip.folder.outputs import Row
+from blip.folder.questions import BUSY, Question, output_of
+
 ADDRESSES = ("http://", "https://", "data:")
-BUSY = (409, 503)  # statuses that say when to come back
 PATIENCE = 60.0  # seconds to come back for
 
 
@@ -37,54 +40,37 @@ def form(image: str, fields: dict[str, str]) -> tuple[bytes, str]:
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def predict(url: str, image: str, headers: dict[str, str], **fields: str) -> str:
-    """One prediction's output; a server that is busy is asked again for a while.
+def predict(url: str, image: str, headers: dict[str, str], question: Question) -> Row:
+    """What is found; a server that is busy is asked again for a while.
 
     Raises:
         OSError: there is no such file, or no such server.
-        RuntimeError: the server refused the request or the prediction failed; the message says why.
+        UserError: the server refused the request or the prediction failed.
     """
-    body, kind = form(image, fields)
+    body, kind = form(image, question.inputs)
     request = urllib.request.Request(f"{url}/predictions", body, {**headers, "Content-Type": kind})
     end = time.monotonic() + PATIENCE
     while True:
         try:
             with urllib.request.urlopen(request) as answer:
-                prediction = json.load(answer)
-            break
+                return question.row(output_of(answer.status, answer.read().decode(errors="replace")))
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")
             if error.code not in BUSY or time.monotonic() > end:
-                raise RuntimeError(_sentence(error.code, said)) from error
+                return question.row(output_of(error.code, said))
             time.sleep(float(error.headers.get("Retry-After", 1)))
-    if prediction["status"] != "succeeded":
-        raise RuntimeError(prediction.get("error") or f"the prediction {prediction['status']}")
-    output = prediction["output"]
-    return output if isinstance(output, str) else "".join(output)
-
-
-def _sentence(status: int, said: str) -> str:
-    """What an error says; a gateway may not speak JSON."""
-    try:
-        detail = json.loads(said)["detail"]
-        return detail if isinstance(detail, str) else " ".join(item["msg"] for item in detail)
-    except (ValueError, LookupError, TypeError):
-        return f"the server answered {status}: {said}"
 
 
 def ask(image: str, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """What is found for a picture, by name: its caption, or what else was asked for."""
     headers = dict(options.header)
     if options.question is None and options.match is None:
-        yield "caption", predict(options.url, image, headers).removeprefix("Caption: ")
+        yield from predict(options.url, image, headers, Question("image_captioning")).items()
     if options.question is not None:
-        fields = {"task": "visual_question_answering", "question": options.question}
-        yield "answer", predict(options.url, image, headers, **fields).removeprefix("Answer: ")
+        question = Question("visual_question_answering", options.question)
+        yield from predict(options.url, image, headers, question).items()
     if options.match is not None:
-        fields = {"task": "image_text_matching", "caption": options.match}
-        said = predict(options.url, image, headers, **fields)
-        probability, similarity = map(float, re.findall(r"-?\d+\.\d+", said))
-        yield "match", {"probability": round(probability / 100, 6), "similarity": similarity}
+        yield "match", predict(options.url, image, headers, Question("image_text_matching", options.match))
 
 
 def header(text: str) -> tuple[str, str]:
@@ -115,7 +101,7 @@ def main(given: Sequence[str]) -> int:
     for image in options.images:
         try:
             found = dict(ask(image, options))
-        except (OSError, RuntimeError) as error:
+        except (OSError, UserError) as error:
             failed = True
             reason = getattr(error, "reason", error)  # of an address that cannot be reached
             sentence = getattr(reason, "strerror", None) or str(reason)

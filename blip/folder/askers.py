@@ -2,71 +2,29 @@
 
 import asyncio
 import os
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import requests
 
 from blip.config import Settings
 from blip.errors import UserError
 from blip.folder.outputs import Row
+from blip.folder.questions import BUSY, Question, output_of
 
 if TYPE_CHECKING:
     from blip.service import Service
 
 AT_A_TIME = 8  # pictures that one server is asked about; more wait for its slots
 TIMEOUT = (5, 120)  # seconds to connect, and without a byte
-BUSY = (409, 503)
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds that a server that does not answer is left alone, doubled each time
 TRIES = 10  # for a picture that servers do not answer, or only with an error of theirs
 PATIENCE = 120.0  # seconds without an answer of any server after which the run ends
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about every picture.
-
-    Attributes:
-        task: as the server names it.
-        text: of the question or of the match; "" for a caption.
-        prefix: of a caption.
-        postfix: of a caption.
-    """
-
-    task: str
-    text: str = ""
-    prefix: str = ""
-    postfix: str = ""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Of a result."""
-        if self.task == "image_text_matching":
-            return ("probability", "similarity")
-        return ("answer",) if self.task == "visual_question_answering" else ("caption",)
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """Of a prediction, beside the image."""
-        name = {"visual_question_answering": "question", "image_text_matching": "caption"}.get(self.task)
-        return {"task": self.task, **({name: self.text} if name else {})}
-
-    def row(self, output: str) -> Row:
-        """The result that an output string has."""
-        if self.task == "image_text_matching":
-            probability, similarity = map(float, re.findall(r"-?\d+\.\d+", output))
-            return {"probability": round(probability / 100, 6), "similarity": similarity}
-        text = output.partition(": ")[2]
-        return {"answer": text} if self.task == "visual_question_answering" else {"caption": self._around(text)}
-
-    def _around(self, text: str) -> str:
-        return f"{self.prefix}{text}{self.postfix}"
 
 
 class Asker(ABC):
@@ -143,7 +101,7 @@ class Remote(Asker):
                     continue
                 if answer.status_code < 500:
                     line.server.pauses = 0
-                    return question.row(_output(answer))
+                    return question.row(output_of(answer.status_code, answer.text))
                 trouble, pause = f"the server answered {answer.status_code}: {answer.text[:200]}", line.server.pause()
             except requests.RequestException as error:
                 if time.monotonic() - self._answered > PATIENCE:
@@ -188,21 +146,3 @@ class _Line:
             return self._session.post(
                 f"{self.server.url}/predictions", data=question.inputs, files=files, timeout=TIMEOUT
             )
-
-
-def _output(answer: requests.Response) -> str:
-    """The output string of an answer.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        body: dict[str, Any] = answer.json()
-        if answer.status_code == 200:
-            if body["status"] == "succeeded":
-                return "".join(body["output"])
-            raise UserError(body["error"] or f"the prediction {body['status']}")
-        detail = body["detail"]
-        raise UserError(detail if isinstance(detail, str) else " ".join(item["msg"] for item in detail))
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"the server answered {answer.status_code}: {answer.text[:200]}") from error

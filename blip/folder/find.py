@@ -23,19 +23,14 @@ def pictures(given: Sequence[str], *, recursive: bool) -> list[Path]:
 
 
 def _of(given: str, recursive: bool) -> Iterator[Path]:
-    path = Path(given)
-    if path.is_dir():
-        yield from _in(path, recursive)
-    elif path.exists():
-        yield path
-    elif matches := sorted(glob.glob(given, recursive=True)):
-        for match in matches:
-            if Path(match).is_dir():
-                yield from _in(Path(match), recursive)
-            else:
-                yield Path(match)
-    else:
+    matches = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))
+    if not matches:
         raise UserError(f"{given} is no file and no folder; check its name.")
+    for path in map(Path, matches):
+        if path.is_dir():
+            yield from _in(path, recursive)
+        else:
+            yield path
 
 
 def _in(folder: Path, recursive: bool) -> Iterator[Path]:

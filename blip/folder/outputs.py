@@ -5,7 +5,6 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,6 +108,11 @@ class Table(Output):
     def _begin(self, file: IO[str]) -> None:
         """Write what stands before the rows."""
 
+    def _check(self, columns: Iterable[str]) -> None:
+        """Raise UserError unless the file has these columns."""
+        if tuple(columns) != self._columns:
+            raise UserError(f"{self._path} has other columns; choose another file, or begin anew with --overwrite.")
+
     @abstractmethod
     def _rows(self, file: IO[str]) -> Iterator[Row]: ...
 
@@ -124,8 +128,7 @@ class Csv(Table):
 
     def _rows(self, file: IO[str]) -> Iterator[Row]:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or self._columns) != self._columns:
-            raise UserError(f"{self._path} has other columns; choose another file, or begin anew with --overwrite.")
+        self._check(reader.fieldnames or self._columns)
         yield from reader
 
     def _add(self, file: IO[str], row: Row) -> None:
@@ -138,8 +141,7 @@ class JsonLines(Table):
     def _rows(self, file: IO[str]) -> Iterator[Row]:
         for line in file:
             row = json.loads(line)
-            if tuple(row) != self._columns:
-                raise UserError(f"{self._path} has other columns; choose another file, or begin anew with --overwrite.")
+            self._check(row)
             yield row
 
     def _add(self, file: IO[str], row: Row) -> None:
@@ -175,11 +177,4 @@ class Parquet(JsonLines):
 def _cut_half_line(path: Path) -> None:
     """Cut off the end of a file that was being written when its run was killed."""
     with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        for start in range(size - 1, -1, -1):
-            file.seek(start)
-            if file.read(1) == b"\n":
-                file.truncate(start + 1)
-                return
-        with suppress(OSError):
-            file.truncate(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

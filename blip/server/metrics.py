@@ -67,8 +67,8 @@ class Metrics:
         self._sent.inc(record.sent)
         prediction = record.prediction
         if not prediction:
-            if record.http_status >= 400:
-                self._refused.labels(record.reason or REASONS.get(record.http_status, "error")).inc()
+            if reason := record.refused_for:
+                self._refused.labels(reason).inc()
             return
         self._predictions.labels(record.task, record.status).inc()
         self._times["duration_seconds"].labels(record.task).observe(record.seconds)

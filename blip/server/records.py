@@ -40,7 +40,7 @@ class Record:
         preference: how it wants to be answered.
         received, sent: bytes of the bodies.
         http_status: of the answer; 0 where the client did not wait for it.
-        reason: why it was refused, in a word or two.
+        reason: why it was refused, where its status does not say it well enough.
         holding: the room that the request takes.
         prediction: what it started.
     """
@@ -67,6 +67,13 @@ class Record:
     def status(self) -> str:
         """How its prediction is; "" where it started none."""
         return str(self.prediction.status.value) if self.prediction and self.prediction.status else ""
+
+    @property
+    def refused_for(self) -> str:
+        """Why it was refused, in a word or two; "" where it was not."""
+        if self.prediction or self.http_status < 400:
+            return ""
+        return self.reason or REASONS.get(self.http_status, "error")
 
     @property
     def applied(self) -> str:
@@ -168,8 +175,8 @@ def write(record: Record) -> None:
         if prediction.error:
             line["error"] = prediction.error[:ERROR_LENGTH]
         message = f"prediction {record.status}"
-    elif record.http_status >= 400:
-        line["reason"] = record.reason or REASONS.get(record.http_status, "error")
+    elif reason := record.refused_for:
+        line["reason"] = reason
         message = "request refused"
     elif record.http_status:
         message = "request answered"  # with the state of a prediction that runs

@@ -5,7 +5,6 @@ import json
 import queue
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,10 +14,11 @@ from typing import Any
 url, picture = sys.argv[1:]
 image = f"data:image/jpeg;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
 events: queue.Queue[dict[str, Any]] = queue.Queue()
+over = threading.Event()
 
 
 class Peer(BaseHTTPRequestHandler):
-    """Takes events; its picture takes a minute to come."""
+    """Takes events; its picture does not come while anything is asked."""
 
     def do_POST(self) -> None:
         """Keep an event."""
@@ -28,7 +28,7 @@ class Peer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Make the other side wait."""
-        time.sleep(60)
+        over.wait(60)
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -79,6 +79,7 @@ waiting = {"id": "abcd1234", "input": {"image": f"http://127.0.0.1:{peer.server_
 assert ask("POST", "/predictions", waiting, **later)[0] == 202
 assert ask("POST", "/predictions/abcd1234/cancel")[0] == 200
 assert until_completed()[-1] == "canceled"
+over.set()
 assert ask("POST", "/predictions/nobody/cancel")[0] == 404
 
 assert "/predictions" in ask("GET", "/openapi.json")[1]["paths"]
