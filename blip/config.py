@@ -84,6 +84,7 @@ class Limits:
         user_agent: `COG_USER_AGENT`: what a download says it is.
         log_clients: `BLIP_LOG_CLIENTS`: whether the log has the addresses of clients.
         cors_origins: `BLIP_CORS_ORIGINS`: the web pages whose scripts may ask, by origin; "*" for all.
+        page: `BLIP_PAGE`: whether browsers get a page at /.
         webhook_secret: `BLIP_WEBHOOK_SECRET`: what webhooks are signed with; empty for no signature.
     """
 
@@ -94,6 +95,7 @@ class Limits:
     user_agent: str
     log_clients: bool
     cors_origins: tuple[str, ...]
+    page: bool
     webhook_secret: str
 
     @classmethod
@@ -114,6 +116,7 @@ class Limits:
             user_agent=user_agent,
             log_clients=_choice(environment, "BLIP_LOG_CLIENTS", ("on", "off")) == "on",
             cors_origins=_origins(environment),
+            page=_choice(environment, "BLIP_PAGE", ("on", "off")) == "on",
             webhook_secret=_secret(environment),
         )
 

@@ -65,6 +65,7 @@ def test_every_setting_is_taken_from_its_variable(tmp_path: Path) -> None:
         ),
         ("BLIP_EGRESS", "private", "BLIP_EGRESS=private is not known; set it to public or any."),
         ("BLIP_LOG_CLIENTS", "no", "BLIP_LOG_CLIENTS=no is not known; set it to on or off."),
+        ("BLIP_PAGE", "no", "BLIP_PAGE=no is not known; set it to on or off."),
         *(
             (
                 "BLIP_CORS_ORIGINS",
@@ -93,12 +94,20 @@ def test_a_variable_that_means_nothing_is_one_sentence(variable: str, value: str
 
 def test_the_limits_are_50_mb_and_public_addresses_unless_said_otherwise() -> None:
     assert Limits.from_environment({"BLIP_EGRESS": ""}) == Limits(
-        50_000_000, "public", 60, 75, f"blip/{__version__}", log_clients=True, cors_origins=(), webhook_secret=""
+        50_000_000,
+        "public",
+        60,
+        75,
+        f"blip/{__version__}",
+        log_clients=True,
+        cors_origins=(),
+        page=True,
+        webhook_secret="",
     )
     environment = {"BLIP_MAX_IMAGE_BYTES": "1000", "BLIP_EGRESS": "any", "BLIP_GRACE_SECONDS": "5"}
     environment |= {"BLIP_KEEP_ALIVE_SECONDS": "600", "COG_USER_AGENT": "pictures/2 (someone@example.com)"}
     environment |= {"BLIP_LOG_CLIENTS": "off", "BLIP_CORS_ORIGINS": "https://a.example, http://localhost:3000"}
-    environment |= {"BLIP_WEBHOOK_SECRET": SECRET}
+    environment |= {"BLIP_WEBHOOK_SECRET": SECRET, "BLIP_PAGE": "off"}
     expected = Limits(
         1000,
         "any",
@@ -107,6 +116,7 @@ def test_the_limits_are_50_mb_and_public_addresses_unless_said_otherwise() -> No
         "pictures/2 (someone@example.com)",
         log_clients=False,
         cors_origins=("https://a.example", "http://localhost:3000"),
+        page=False,
         webhook_secret=SECRET,
     )
     assert Limits.from_environment(environment) == expected

@@ -1,7 +1,7 @@
 """JSON of answers and events: written in a fraction of the standard library's time, and sent without a copy."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -47,11 +47,12 @@ class Answer(JSONResponse):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self._pieces():
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        await send_in_pieces(self._parts, send)
 
-    def _pieces(self) -> Iterator[bytes | memoryview]:
-        for part in self._parts:
-            for start in range(0, len(part), PIECE):
-                yield part[start : start + PIECE]
+
+async def send_in_pieces(parts: Iterable[bytes | memoryview], send: Send) -> None:
+    """Send a body so that what is not read yet waits in the server but for the next piece."""
+    for part in parts:
+        for start in range(0, len(part), PIECE):
+            await send({"type": "http.response.body", "body": part[start : start + PIECE], "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -32,7 +32,7 @@ from typing_extensions import override
 
 from blip.config import Limits
 from blip.errors import ConfigError
-from blip.server import extending, openapi, probes, records, refusals
+from blip.server import extending, openapi, pages, probes, records, refusals
 from blip.server.answers import Answer
 from blip.server.bodies import BODIES, PATIENCE, BodyLimit
 from blip.server.connections import Connections
@@ -144,6 +144,9 @@ def create_app(
     app.state.lost = 0  # predictions that were cut off, and final events that nobody was told
     app.router.routes.remove(extending.route(app, "/shutdown"))  # anyone who reaches the port could stop the replica
     openapi.describe(app)
+    pages.serve_documents(app)
+    if limits.page:
+        pages.add_page(app)
     health = extending.route(app, "/health-check").endpoint
     probes.answer_head(app, "/health-check", health)
     probes.add_probes(app, health)
@@ -296,8 +299,9 @@ def _wrap(
 
 
 def _without_shutdown(root: Endpoint) -> Endpoint:
-    async def index() -> dict[str, str]:
-        return {name: url for name, url in (await root()).items() if name != "shutdown_url"}
+    async def index() -> Response:
+        urls = {name: url for name, url in (await root()).items() if name != "shutdown_url"}
+        return Answer(urls, headers={"Vary": "Accept"})  # browsers get a page
 
     return index
 

@@ -4,10 +4,12 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.routing import Route
 
 COG = "0.16.12"
 
 Kind = TypeVar("Kind")
+RouteKind = TypeVar("RouteKind", bound=Route)
 
 
 class UnknownCogError(ImportError):
@@ -41,12 +43,25 @@ def rebind(owner: Any, name: str, value: Any) -> None:
 
 
 def route(app: FastAPI, path: str) -> APIRoute:
-    """The one route of `app` at `path`.
+    """The one route of `app` at `path` that is a part of its API.
 
     Raises:
         UnknownCogError: there is none, or more than one.
     """
-    found = [route for route in app.routes if isinstance(route, APIRoute) and route.path == path]
+    return _the_one(app, path, APIRoute)
+
+
+def document(app: FastAPI, path: str) -> Route:
+    """The one route of `app` at `path` that is no part of its API, but documents it.
+
+    Raises:
+        UnknownCogError: there is none, or more than one.
+    """
+    return _the_one(app, path, Route)
+
+
+def _the_one(app: FastAPI, path: str, kind: type[RouteKind]) -> RouteKind:
+    found = [route for route in app.routes if type(route) is kind and route.path == path]
     if len(found) != 1:
         raise UnknownCogError(f"its app has {len(found)} routes {path}")
     return found[0]
