@@ -120,29 +120,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Requests per second by clients, one line per workload and contender."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for workload, contender in sorted({(row["workload"], row["contender"]) for row in rows}):
-        line = [row for row in rows if (row["workload"], row["contender"]) == (workload, contender)]
-        axes.plot(
-            [row["clients"] for row in line],
-            [row["requests_per_s"] for row in line],
-            marker="o",
-            linestyle="-" if contender == "ours" else "--",
-            label=f"{contender}, {workload}",
-        )
-    axes.set(xscale="log", yscale="log", xlabel="clients", ylabel="requests/s")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-
-
 def row(workload: str, clients: int, contender: str, cell: Cell) -> dict[str, Any]:
     """What the line of JSON says of a cell."""
     return {
@@ -204,7 +181,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, SLOTS, 2 * SLOTS])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--dtype", help="BLIP_DTYPE of our server")
-    parser.add_argument("--plot", type=Path, help="write an SVG")
     parser.add_argument(
         "--quick", action="store_true", help="the demo's weights, few clients, 2 s in each cell: a trial, no result"
     )
@@ -225,8 +201,6 @@ def main(argv: Sequence[str]) -> None:
     print_table(rows)
     print(f"Tasks whose answers differ from the plain predictor's: {', '.join(compared['differing_tasks']) or 'none'}.")
     print(f"On {processor()}, {os.cpu_count()} cores.")
-    if arguments.plot:
-        plot(rows, arguments.plot)
     about = {
         "benchmark": "throughput",
         "quick": arguments.quick,

@@ -1,0 +1,72 @@
+"""Draws the kept results of benchmarks/results as the plots of docs/benchmarks.md: scripts/draw_benchmarks [FOLDER]."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from benchmarks.harness import ROOT
+
+mpl.use("svg")
+mpl.rcParams.update({"svg.hashsalt": "blip", "svg.fonttype": "none"})  # the same file each time, its text as text
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
+TASKS = {"caption-30": "caption of 30 tokens", "answer-10": "answer of 10 tokens", "match": "match"}
+CONTENDERS = {
+    "lavis": "LAVIS",
+    "hf": "Hugging Face",
+    "float32": "ours, float32",
+    "bfloat16": "ours, bfloat16",
+    "int8": "ours, int8",
+}
+
+
+def latency(axes: Axes, result: Mapping[str, Any]) -> None:
+    """Seconds for each task, a bar for each contender."""
+    medians = {(row["task"], row["contender"]): row["median_s"] for row in result["rows"]}
+    height = 0.8 / len(CONTENDERS)
+    for number, (contender, name) in enumerate(CONTENDERS.items()):
+        places = [place + (number - len(CONTENDERS) / 2 + 0.5) * height for place in range(len(TASKS))]
+        bars = axes.barh(places, [medians[task, contender] for task in TASKS], height, label=name)
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+    axes.set_yticks(range(len(TASKS)), list(TASKS.values()))
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set(xlabel=f"seconds, the median, on {result['cores']} cores of an {result['cpu']}")
+
+
+def throughput(axes: Axes, result: Mapping[str, Any]) -> None:
+    """Requests per second by clients, a line for each contender."""
+    for contender, name in {"ours": "ours", "plain": "LAVIS, one request at a time"}.items():
+        rows = [row for row in result["rows"] if (row["contender"], row["workload"]) == (contender, "mixed")]
+        clients, rates = [row["clients"] for row in rows], [row["requests_per_s"] for row in rows]
+        axes.plot(clients, rates, marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(clients, [str(number) for number in clients])
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel=f"clients, on {result['cores']} cores", ylabel="requests per second")
+
+
+PLOTS: dict[str, Callable[[Axes, Mapping[str, Any]], None]] = {"latency": latency, "throughput": throughput}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw all of them into a folder."""
+    folder = Path(argv[0]) if argv else DOCS
+    for name, draw in PLOTS.items():
+        figure, axes = plt.subplots(figsize=(8, 4))
+        draw(axes, json.loads((RESULTS / f"{name}-cpu.json").read_text()))
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
