@@ -24,6 +24,7 @@ MAX_BYTES = 8_000_000
 KEEP_ALIVE = 20  # seconds
 GROWTH = 200 * MIB  # several times what all bodies and answers may hold
 POST = "POST /predictions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+SCRIPT = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n"
 DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -132,7 +133,7 @@ def test_more_connections_than_there_may_be_keep_nobody_out(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("way", ["small bodies", "large bodies", "answers", "states", "documents"])
+@pytest.mark.parametrize("way", ["small bodies", "large bodies", "answers", "states", "documents", "scripts"])
 def test_what_clients_hold_is_bounded(server: Server, clients: Clients, files: FileServer, way: str) -> None:
     """Each would hold 400 MB and more."""
     assert_it_serves(server)
@@ -140,6 +141,8 @@ def test_what_clients_hold_is_bounded(server: Server, clients: Clients, files: F
     number, data = 40, DOCUMENT * 10_000
     if way == "small bodies":
         number, data = 450, request(b" " * 999_000)[:-10]
+    elif way == "scripts":  # of 1.5 MB
+        number, data = 450, SCRIPT * 100
     elif way == "large bodies":
         data = request(b" " * 10_900_000)[:-10]
     elif way == "answers":
