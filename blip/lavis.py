@@ -127,15 +127,18 @@ def import_lavis() -> ModuleType:
 
     Importing the package `lavis` itself loads every dataset, task and model it knows (10 s); its
     sub-modules need only the two base classes from it. Of torchvision they need the transforms, not
-    the detection models, which import torch's compiler; they do not need pandas. So empty packages replace
-    these `__init__` files unless the real ones are imported already, and pandas during the import only.
+    the detection models, which import torch's compiler. So empty packages replace these `__init__` files
+    unless the real ones are imported already. OpenCV and pandas are for parts that BLIP does not use, and
+    not installed: during the import empty modules stand in for them.
     """
-    bare = ("lavis", "lavis.models", "lavis.processors", "torchvision", "pandas")
+    bare = ("lavis", "lavis.models", "lavis.processors", "torchvision", "torchvision.datasets")
     for name in bare if "lavis" not in sys.modules else ():
         if name not in sys.modules:
             spec = importlib.util.find_spec(name)
             assert spec is not None
             sys.modules[name] = importlib.util.module_from_spec(spec)  # not executed
+    absent = [name for name in ("cv2", "pandas") if name not in sys.modules]
+    sys.modules |= {name: ModuleType(name) for name in absent}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside fairscale and timm
         from lavis.models.base_model import BaseModel
@@ -149,8 +152,8 @@ def import_lavis() -> ModuleType:
         from lavis.models.med import XBertEncoder, XBertLMHeadDecoder
         from lavis.models.vit import VisionTransformerEncoder
         from lavis.processors import blip_processors
-    if not hasattr(sys.modules.get("pandas"), "DataFrame"):
-        sys.modules.pop("pandas", None)
+    for name in absent:
+        del sys.modules[name]
 
     namespace = ModuleType("blip_lavis")
     for item in (BlipCaption, BlipITM, BlipVQA, XBertEncoder, XBertLMHeadDecoder, VisionTransformerEncoder):
