@@ -1,16 +1,11 @@
 """What a benchmark ran on."""
 
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
+from blip.about import processor
 
-def processor() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+__all__ = ["machine", "processor"]
 
 
 def machine(device: str) -> dict[str, Any]:

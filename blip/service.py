@@ -77,7 +77,15 @@ class Service:
                     task.say(future.result().value)
 
     async def run(self, request: Request, emit: "Callable[[Found], None] | None" = None) -> Result:
-        """Run a request and return its output; `emit` gets what is certain as it grows, in the batching thread.
+        """`find`, with the output string for its value."""
+        result = await self.find(request, emit)
+        # The batching thread makes no strings: the device would wait for them.
+        loop = asyncio.get_running_loop()
+        value = await loop.run_in_executor(self._preparing, self.tasks[request.task].say, result.value)
+        return replace(result, value=value)
+
+    async def find(self, request: Request, emit: "Callable[[Found], None] | None" = None) -> Result:
+        """Run a request and return what is found; `emit` gets what is certain as it grows, in the batching thread.
 
         Raises:
             InputError: the image cannot be used, or the text that the task needs is missing or blank.
@@ -92,9 +100,7 @@ class Service:
         loop = asyncio.get_running_loop()
         sample = await loop.run_in_executor(self._preparing, task.prepare, pixels, text, emit)
         result = await asyncio.wrap_future(self._batcher.submit(request.task, sample))
-        # The batching thread makes no strings: the device would wait for them.
-        value = await loop.run_in_executor(self._preparing, task.say, result.value)
-        return replace(result, value=value, decode_time=decode_time)
+        return replace(result, decode_time=decode_time)
 
     async def stream(self, request: Request) -> AsyncIterator[str | Result]:
         """Yield the output's words as they become certain, then the whole result; raise the errors of `run`."""
@@ -158,23 +164,25 @@ def _load(settings: Settings, pictures: Pool) -> Service:
     bundle = open_bundle(path)
     with ThreadPoolExecutor(1) as verifier:
         verified = verifier.submit(bundle.verify)  # while torch and LAVIS are imported and the weights are read
+        from blip.about import about
         from blip.device import check_device, choose_device, describe, used_memory
         from blip.tasks import TASKS
         from blip.weights.load import load_models
 
         chosen = device or choose_device(settings.device)
         dtype = settings.dtype or ("float16" if chosen.type == "cuda" else "float32")
+        print("; ".join(f"{name} {value}" for name, value in about(chosen).items()))
         print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
         models = load_models(bundle, chosen, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)
         verified.result()
     tasks = {task.name: task(models[task.bundle_name]) for task in TASKS}
-    about = {"weights": bundle.name, "dtype": dtype, "device": describe(chosen), "torch": version("torch")}
+    facts = {"weights": bundle.name, "dtype": dtype, "device": describe(chosen), "torch": version("torch")}
     return Service(
         tasks,
         pictures,
         settings.max_batch,
         check_device=lambda: check_device(chosen),
-        facts=lambda: (about, used_memory(chosen)),
+        facts=lambda: (facts, used_memory(chosen)),
     )
 
 

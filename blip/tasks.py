@@ -77,6 +77,10 @@ class Task(ABC):
     def say(self, found: Any) -> str:
         """The output string of what `run` found, or as much of it as is certain; needs no device, in any thread."""
 
+    def value(self, found: Any) -> Any:
+        """What `run` found, for programs: the text, or the numbers."""
+        return found
+
     def _text_processor(self) -> Callable[[str], str]:
         return str
 
@@ -91,8 +95,12 @@ class _Generating(Task):
 
     def say(self, found: engine.Tokens) -> str:
         """The prefix and the text, once there is some of it."""
-        text = engine.text_of(self.model.net, found)
+        text = self.value(found)
         return self.prefix + text if text or found.whole else ""
+
+    def value(self, found: engine.Tokens) -> str:
+        """The text alone."""
+        return engine.text_of(self.model.net, found)
 
     def _outputs(self, pixels: Tensor, samples: Sequence[Sample]) -> Outputs:
         arguments = self._arguments(pixels, samples)

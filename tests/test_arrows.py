@@ -12,7 +12,7 @@ from benchmarks.harness import ROOT
 #: A room -> the rooms that it may import. A room is a module or a package of blip/, or predict.py.
 ARROWS = {
     "predict": {"service", "config", "batcher"},
-    "service": {"tasks", "pictures", "batcher", "weights", "device", "config", "errors"},
+    "service": {"tasks", "pictures", "batcher", "weights", "device", "about", "config", "errors"},
     "tasks": {"engine", "lavis", "texts"},
     "pictures": {"errors"},
     "weights": {"lavis", "engine", "errors"},
@@ -20,10 +20,12 @@ ARROWS = {
     "engine": set(),
     "server": {"config", "errors"},
     "device": {"errors"},
+    "about": {"engine"},
     "config": {"errors"},
     "batcher": set(),
     "texts": set(),
     "folder": {"service", "config", "errors"},
+    "library": {"service", "engine", "config"},
     "errors": set(),
 }
 #: What may be imported from outside, where that is not left open.

@@ -30,6 +30,7 @@ ELSEWHERE = {
     r"export SALAD_API_KEY": "asks SaladCloud; tests/deploy asks a stand-in for it",
     r"scripts/probe ready\|live\|started": "is a pattern; tests/deploy/test_probe.py runs it",
     r"scripts/test_container": "are long tests of their own",
+    r"python3.11 -m venv": "fetches 4 GB; tests/test_lock.py and tests/test_library.py have its parts",
     r"from standardwebhooks": "is a part of a receiver; tests/server/test_webhooks.py is a whole one",
 }
 PROGRAMS = {"sh": ("bash", "-euo", "pipefail"), "python": (sys.executable,), "mjs": ("node",)}

@@ -30,6 +30,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from typing_extensions import override
 
+import blip
 from blip.config import Limits
 from blip.errors import ConfigError
 from blip.server import extending, openapi, pages, probes, records, refusals
@@ -147,6 +148,7 @@ def create_app(
     pages.serve_documents(app)
     if limits.page:
         pages.add_page(app)
+    _wrap(app, "/health-check", _with_version, {200: {"model": openapi.HealthDocument}})
     health = extending.route(app, "/health-check").endpoint
     probes.answer_head(app, "/health-check", health)
     probes.add_probes(app, health)
@@ -191,7 +193,6 @@ def create_app(
     predicting = openapi.predicting(predictions)
     _wrap(app, "/", _without_shutdown)
     probes.answer_head(app, "/", extending.route(app, "/").endpoint)
-    _wrap(app, "/health-check", None, {200: {"model": openapi.HealthDocument}})
     _wrap(app, "/predictions", lambda predict: _checked(checks, preferring.wrap(predict)), predicting)
     _wrap(
         app,
@@ -296,6 +297,13 @@ def _wrap(
         responses=dict(responses),
     )
     app.router.routes[place] = app.router.routes.pop()
+
+
+def _with_version(health: Endpoint) -> Endpoint:
+    async def versioned() -> dict[str, Any]:
+        return {**(await health()), "version": blip.__version__}
+
+    return versioned
 
 
 def _without_shutdown(root: Endpoint) -> Endpoint:

@@ -42,6 +42,7 @@ class HealthDocument(BaseModel):
     status: HealthStatus
     setup: Setup | dict[str, Any]
     user_healthcheck_error: str | None = None
+    version: str  # of this project
 
 
 class Nothing(BaseModel):

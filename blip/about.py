@@ -1,0 +1,85 @@
+"""What runs, for operators: versions, the machine, what its device can do, and the settings without secrets."""
+
+import contextlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import blip
+
+if TYPE_CHECKING:  # whoever asks for the processor alone does not wait for it
+    import torch
+
+PACKAGES = ("cog", "salesforce-lavis", "torch", "torchvision", "transformers")
+#: Variables that count, beside those that begin with BLIP_ and COG_.
+VARIABLES = ("PORT", "TMPDIR", "LOG_FORMAT", "FORWARDED_ALLOW_IPS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+SECRETS = ("BLIP_WEBHOOK_SECRET", "WEBHOOK_AUTH_TOKEN")
+
+
+def about(device: "torch.device", environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Everything that a report of a fault should say, by name, each in one line."""
+    return {
+        "blip": blip.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": f"{processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB",
+        "device": _describe(device),
+        "precisions": _precisions(device),
+        "settings": ", ".join(f"{name}={value}" for name, value in settings(environment).items()) or "none",
+    }
+
+
+def settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that are set and count; of a secret only that it is set, of an address no password."""
+    shown = {}
+    for name, value in sorted(environment.items()):
+        if name in SECRETS:
+            shown[name] = "(set)"
+        elif name.startswith(("BLIP_", "COG_")) or name in VARIABLES:
+            shown[name] = re.sub(r"//[^/@\s]*@", "//(hidden)@", value)
+    return shown
+
+
+def processor() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _describe(device: "torch.device") -> str:
+    if device.type != "cuda":
+        return device.type
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    capability = f"{properties.major}.{properties.minor}"
+    return (
+        f"{properties.name}, compute capability {capability}, {properties.total_memory / 1e9:.1f} GB, "
+        f"CUDA {torch.version.cuda}"
+    )
+
+
+def _precisions(device: "torch.device") -> str:
+    """Those that it computes in."""
+    from blip.engine.precision import PRECISIONS, PrecisionError, check
+
+    can = []
+    for name in PRECISIONS:
+        with contextlib.suppress(PrecisionError):
+            check(device, name)
+            can.append(name)
+    return ", ".join(can)
