@@ -1,16 +1,25 @@
-# The image that serves the predictor: docker build -t blip [--build-arg WEIGHTS=none|demo|pretrained|DIR] .
-# WEIGHTS is the bundle to bake in; DIR is a bundle's directory inside the build context.
+# The image that serves the predictor: docker build -t blip [--build-arg NAME=VALUE] .
+#
+#   WEIGHTS  the bundle to bake in: none, demo, pretrained, or a bundle's directory inside the build context
+#   TORCH    cuda, or cpu: an image without CUDA, for x86-64 and aarch64
+ARG TORCH=cuda
 ARG BASE_IMAGE=docker.io/pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime
+ARG CPU_BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
-FROM ${BASE_IMAGE} AS packages
+FROM ${BASE_IMAGE} AS cuda
+COPY requirements.txt /locks/requirements.txt
+
+FROM ${CPU_BASE_IMAGE} AS cpu
+COPY requirements-cpu.txt /locks/requirements.txt
+
+FROM ${TORCH} AS packages
 # The environment sees the base's packages: pip takes what is there at the locked version, which is PyTorch with
 # CUDA, and installs the rest beside it, hashes checked. It is also the `python` that a plain Debian lacks.
 RUN python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "The base image needs Python 3.11.")' \
     && python3 -m venv --system-site-packages /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-COPY requirements.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --require-hashes -r requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --require-hashes -r /locks/requirements.txt
 COPY scripts/patch_cog scripts/
 RUN scripts/patch_cog python
 
@@ -32,17 +41,17 @@ RUN --mount=type=cache,target=/download \
     && chmod -R a+rX /baked
 
 FROM packages
-ARG BASE_IMAGE
-LABEL org.opencontainers.image.title="blip" \
-    org.opencontainers.image.description="BLIP captioning, visual question answering and image-text matching over HTTP" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.base.name="${BASE_IMAGE}"
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp blip && install -d -o blip -g blip /cache
 COPY --from=weights /baked weights
 COPY cog.yaml predict.py ./
 COPY scripts/entrypoint scripts/probe scripts/
 COPY blip blip
 RUN python -m compileall -q predict.py blip
+ARG VERSION=1.0.0
+LABEL org.opencontainers.image.title="blip" \
+    org.opencontainers.image.description="BLIP captioning, visual question answering and image-text matching over HTTP" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}"
 # The root may be read-only: bytecode is compiled above, and what is written goes to /tmp and /cache.
 ENV HOME=/tmp BLIP_CACHE=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
