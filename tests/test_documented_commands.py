@@ -26,6 +26,7 @@ ELSEWHERE = {
     r"scripts/serve --weights pretrained|scripts/download_models": "fetches 6 GB",
     r"scripts/test$": "runs this test",
     r"docker |BLIP_IMAGE=blip docker ": "needs Docker; scripts/test_container does the same with podman",
+    r"cog ": "needs the cog CLI and Docker; scripts/test_container repeats its steps with podman",
     r"kubectl ": "needs a cluster; tests/deploy checks the files against Kubernetes's schemas",
     r"export SALAD_API_KEY": "asks SaladCloud; tests/deploy asks a stand-in for it",
     r"scripts/probe ready\|live\|started": "is a pattern; tests/deploy/test_probe.py runs it",

@@ -63,6 +63,6 @@ def test_githubs_forms_and_workflows_have_their_schemas() -> None:
         ],
     }
     for schema, files in checks.items():
-        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *files]
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout
