@@ -71,6 +71,14 @@ def test_what_an_older_release_has_patched_gets_what_it_lacks(http: Path) -> Non
     assert http.read_text() == edited
 
 
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_the_sed_of_saladclouds_guide_changes_nothing_before_it_or_after_it(http: Path, ours_first: bool) -> None:
+    guides = ("sed", "-i", "s/0.0.0.0/::/g", str(http))
+    for step in (patch, lambda _: run(http, *guides))[:: 1 if ours_first else -1]:
+        assert step(http).returncode == 0
+    assert http.read_text() == installed(HTTP).read_text()
+
+
 @pytest.mark.parametrize("line", ['default="0.0.0.0"', 'if __name__ == "__main__":'])
 def test_another_release_is_refused_and_left_alone(http: Path, line: str) -> None:
     other = http.read_text().replace(line, "another_release()")
