@@ -136,7 +136,7 @@ class Server:
             **self.environment,
             "PORT": str(self.port),
         }
-        if self.directory != ROOT:  # the patched server imports blip
+        if self.directory != ROOT and "PYTHONPATH" not in self.environment:  # the patched server imports blip
             paths = (str(ROOT), environment.get("PYTHONPATH", ""))
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._log = tempfile.NamedTemporaryFile(prefix="blip-server-", suffix=".log")

@@ -28,7 +28,7 @@ ELSEWHERE = {
     r"docker |BLIP_IMAGE=blip docker ": "needs Docker; scripts/test_container does the same with podman",
     r"cog ": "needs the cog CLI and Docker; scripts/test_container repeats its steps with podman",
     r"kubectl ": "needs a cluster; tests/deploy checks the files against Kubernetes's schemas",
-    r"export SALAD_API_KEY": "asks SaladCloud; tests/deploy asks a stand-in for it",
+    r"export SALAD_API_KEY|curl .*//api\.salad\.com": "asks SaladCloud; tests/deploy asks a stand-in for it",
     r"scripts/probe ready\|live\|started": "is a pattern; tests/deploy/test_probe.py runs it",
     r"scripts/test_container": "are long tests of their own",
     r"python3.11 -m venv": "fetches 4 GB; tests/test_lock.py and tests/test_library.py have its parts",
@@ -60,6 +60,8 @@ class Served:
         """Run a block as a stranger would, but with this port and this peer; what it prints."""
         code = block.code.replace("127.0.0.1:5000", f"127.0.0.1:{self.port}")
         code = code.replace("https://example.org/photo.jpg", f"{self.files.url}/pair.jpg")
+        code = code.replace("https://YOUR-GROUP.salad.cloud", f"http://127.0.0.1:{self.port}")  # without its gateway
+        code = code.replace("$SALAD_API_KEY", "key")
         code = re.sub(r"(scripts/client .*)", rf"\1 --url http://127.0.0.1:{self.port}", code)
         code = re.sub(r"\bfirst\b", size, code)  # the id of a prediction
         script = self.folders[size] / f"block.{block.language}"
@@ -159,6 +161,6 @@ def test_each_block_that_does_not_run_here_is_there() -> None:
 
 def test_all_code_is_in_fenced_blocks_that_name_their_language() -> None:
     for path in DOCUMENTS:
-        assert {block.language for block in blocks(path)} <= {*PROGRAMS, "json", "text", "mermaid"}
+        assert {block.language for block in blocks(path)} <= {*PROGRAMS, "json", "text", "mermaid", "dockerfile"}
         outside = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
         assert "\n\n    " not in outside, path

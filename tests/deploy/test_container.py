@@ -39,14 +39,15 @@ def podman(*arguments: str, given: str = "", check: bool = True) -> subprocess.C
 
 
 class Container:
-    """A container of the image; `url` is where the host reaches it."""
+    """A container of an image; `url` is where the host reaches it, `probe` where scripts/probe is inside."""
 
-    def __init__(self, *options: str, url: str = "") -> None:
+    def __init__(self, *options: str, url: str = "", image: str = IMAGE, probe: str = "/src/scripts/probe") -> None:
         self.url = url
+        self._probe = probe
         limits = ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=2000:2000"]
         # podman would have systemd run the HEALTHCHECK; its command is run below.
         started = time.monotonic()
-        self.name = podman("run", "-d", "--no-healthcheck", *limits, *options, IMAGE).stdout.strip()
+        self.name = podman("run", "-d", "--no-healthcheck", *limits, *options, image).stdout.strip()
         try:
             wait_until(self.is_ready, "READY")
         except AssertionError:
@@ -56,7 +57,7 @@ class Container:
         self.seconds_to_ready = time.monotonic() - started
 
     def is_ready(self) -> bool:
-        return self.run("/src/scripts/probe", "ready").returncode == 0
+        return self.run(self._probe, "ready").returncode == 0
 
     def run(self, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command inside."""
