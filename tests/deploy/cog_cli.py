@@ -1,8 +1,8 @@
 """The Dockerfile that `cog build` makes of this repository: python -m tests.deploy.cog_cli BASE_IMAGE FOLDER
 
 After replicate/cog 0.22.0, in pkg: dockerfile/standard_generator.go, config/config.go, requirements/requirements.go.
-What cannot be had without the network of others is left out or replaced: the base image, tini, uv from its image, and
-PyTorch's own index.
+What cannot be had here is left out or replaced: the base image, which has PyTorch as the CLI's own have, tini, uv from
+its image, and PyTorch's index.
 """
 
 import re
@@ -31,9 +31,8 @@ def dockerfile(base: str) -> str:
     steps = [
         f"FROM {base}",
         "ENV DEBIAN_FRONTEND=noninteractive PYTHONUNBUFFERED=1",
-        # The CLI sets the system's Python up so that pip and uv may change it.
-        "RUN python3 -m venv /opt/python && /opt/python/bin/pip install --quiet uv",
-        "ENV VIRTUAL_ENV=/opt/python PATH=/opt/python/bin:$PATH",
+        "RUN pip install --quiet uv",
+        "ENV VIRTUAL_ENV=/opt/venv SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
         f"ENV {' '.join(config['environment'])}",
         "COPY --from=cog_build requirements.txt /tmp/requirements.txt",
         FLAGS,
