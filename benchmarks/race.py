@@ -1,56 +1,27 @@
 """Contenders on the same task, a run each in turn."""
 
-import json
-import os
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from benchmarks.harness import MIB, ROOT
+from benchmarks.harness import MIB
+from benchmarks.responder import Responder
 from blip.config import DTYPES
 
 
-@dataclass
-class Contender:
+class Contender(Responder):
     """A running benchmarks/contender.py, in the environment of the interpreter `python`."""
 
-    python: Path
-    name: str
-    tasks: Sequence[str]
-    small: bool = False
-    runs: list[dict[str, Any]] = field(default_factory=list)
-
-    def __enter__(self) -> "Contender":
-        size = ["--small"] if self.small else []
-        self._process = subprocess.Popen(
-            [self.python, "-W", "ignore", "-m", "benchmarks.contender", *size, self.name, *self.tasks],
-            cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()  # the end of its stdin ends it
+    def __init__(self, python: Path, name: str, tasks: Sequence[str], *, small: bool = False) -> None:
+        super().__init__(python, ["benchmarks.contender", *(["--small"] if small else []), name, *tasks])
+        self.name = name
+        self.runs: list[dict[str, Any]] = []
 
     def run(self, task: str, seed: int) -> None:
         """Time one request on the image of `seed`."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{task} {seed}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"scripts/bench: {self.name} ended early; its message is above.")
-        self.runs.append(json.loads(line))
+        self.runs.append(self.ask(f"{task} {seed}"))
 
 
 def race(pythons: Mapping[str, Path], task: str, rounds: int) -> list[dict[str, Any]]:
