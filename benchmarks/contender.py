@@ -177,7 +177,10 @@ def hugging_face(
     small: bool = False,
     compiled: bool = False,
 ) -> Loaded:
-    """The BLIP of Hugging Face's transformers, of the same dimensions; the same number of tokens goes in and out."""
+    """The BLIP of Hugging Face's transformers, of the same dimensions; the same number of tokens goes in and out.
+
+    It takes batches of `batch`; captions also of fewer, as the last of a folder may be.
+    """
     from transformers import (
         BlipConfig,
         BlipForConditionalGeneration,
@@ -207,9 +210,9 @@ def hugging_face(
     @torch.no_grad()
     def run(pixels: Tensor) -> Any:
         if task.kind == "caption":
-            return model.generate(pixel_values=pixels, input_ids=prompt, **searching).shape[1]
+            return model.generate(pixel_values=pixels, input_ids=prompt[: len(pixels)], **searching).tolist()
         if task.kind == "answer":
-            return model.generate(pixel_values=pixels, input_ids=text, **searching).shape[1]
+            return model.generate(pixel_values=pixels, input_ids=text, **searching).tolist()
         logits = model(pixel_values=pixels, input_ids=text, use_itm_head=True)[0]
         cosines = model(pixel_values=pixels, input_ids=text, use_itm_head=False)[0]  # (B, B)
         return [logits.softmax(dim=1)[:, 1].tolist(), cosines.diagonal().tolist()]

@@ -54,13 +54,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make_pictures(folder: Path) -> dict[str, Path]:
-    """JPEGs of noise that is as smooth as a photo."""
+    """JPEGs of noise."""
     paths = {}
     for name, size in SIZES.items():
-        bands = [Image.effect_noise((size[0] // 8, size[1] // 8), 90).resize(size) for _ in range(3)]
         paths[name] = folder / f"{name}.jpg"
-        Image.merge("RGB", bands).save(paths[name], quality=90)
+        noise(size).save(paths[name], quality=90)
     return paths
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    """Noise that is as smooth as a photo."""
+    bands = [Image.effect_noise((size[0] // 8, size[1] // 8), 90).resize(size) for _ in range(3)]
+    return Image.merge("RGB", bands)
 
 
 async def measure(paths: dict[str, Path], rounds: int) -> list[dict[str, Any]]:

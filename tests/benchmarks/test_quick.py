@@ -15,7 +15,7 @@ import torch
 from benchmarks.harness import ROOT, START
 from benchmarks.hf_environment import MissingError, hf_python
 
-NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "hostile", "pictures", "gpu")
+NAMES = ("coldstart", "latency", "throughput", "soak", "overload", "hostile", "pictures", "folder", "gpu")
 Results = dict[str, Future[dict[str, Any]]]
 
 
@@ -92,6 +92,14 @@ def test_pictures_compares_processes_with_threads(results: Results) -> None:
     result = results["pictures"].result()
     assert [row["picture"] for row in result["rows"]] == ["640 x 480", "4000 x 3000"]
     assert all(row["processes_ms"] > 0 and row["processes_per_s"] > 0 for row in result["rows"])
+
+
+def test_folder_compares_the_program_with_the_engine_alone_and_hugging_face(results: Results) -> None:
+    rows = {row["way"]: row for row in results["folder"].result()["rows"]}
+    assert rows.keys() == {"engine alone", "in process", "HTTP", "Hugging Face, batch 8"}
+    assert all(row["pictures_per_s"] > 0 and row["peak_mib"] > 0 for row in rows.values())
+    assert [rows[way]["different"] for way in ("engine alone", "in process", "HTTP")] == [0, 0, 0]
+    assert "different" not in rows["Hugging Face, batch 8"]
 
 
 def test_soak_passes_and_counts_every_outcome(results: Results) -> None:
