@@ -1,10 +1,8 @@
-"""What runs, for operators: versions, the machine, what its device can do, and the settings without secrets."""
+"""What runs, for operators: versions, the machine, and what its device can do."""
 
 import contextlib
 import os
 import platform
-import re
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +13,10 @@ if TYPE_CHECKING:  # whoever asks for the processor alone does not wait for it
     import torch
 
 PACKAGES = ("cog", "salesforce-lavis", "torch", "torchvision", "transformers")
-#: Variables that count, beside those that begin with BLIP_ and COG_.
-VARIABLES = ("PORT", "TMPDIR", "LOG_FORMAT", "FORWARDED_ALLOW_IPS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-SECRETS = ("BLIP_WEBHOOK_SECRET", "WEBHOOK_AUTH_TOKEN")
 
 
-def about(device: "torch.device", environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Everything that a report of a fault should say, by name, each in one line."""
+def about(device: "torch.device") -> dict[str, str]:
+    """What runs and where, by name, each in one line."""
     return {
         "blip": blip.__version__,
         "python": platform.python_version(),
@@ -31,19 +26,7 @@ def about(device: "torch.device", environment: Mapping[str, str] = os.environ) -
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB",
         "device": _describe(device),
         "precisions": _precisions(device),
-        "settings": ", ".join(f"{name}={value}" for name, value in settings(environment).items()) or "none",
     }
-
-
-def settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are set and count; of a secret only that it is set, of an address no password."""
-    shown = {}
-    for name, value in sorted(environment.items()):
-        if name in SECRETS:
-            shown[name] = "(set)"
-        elif name.startswith(("BLIP_", "COG_")) or name in VARIABLES:
-            shown[name] = re.sub(r"//[^/@\s]*@", "//(hidden)@", value)
-    return shown
 
 
 def processor() -> str:

@@ -82,6 +82,18 @@ class Batcher:
             self._changed.notify()
         return [request.future for request in requests]
 
+    def close(self) -> None:
+        """End the worker when its batch has run; what waits gets an error."""
+        with self._changed:
+            self._failure = self._failure or BatcherError("it was closed")
+            waiting = [request for queue in self._queues.values() for request in queue]
+            self._queues.clear()
+            self._changed.notify()
+        for request in waiting:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(self._died(self._failure))
+        self._thread.join()
+
     def is_alive(self) -> bool:
         """Whether the worker can still run requests."""
         return self._thread.is_alive() and self._failure is None
@@ -91,8 +103,8 @@ class Batcher:
         try:
             # On Linux of this thread alone, and of those that it starts to compute.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-            while True:
-                task, taken = self._take()
+            while batch := self._take():
+                task, taken = batch
                 self._run_batch(task, taken)
         except BaseException as error:
             with self._changed:
@@ -110,10 +122,15 @@ class Batcher:
         """The error for requests that come too late; of some errors, such as CUDA's, the first line says what it is."""
         return BatcherError(f"the batching thread has died: {str(error).partition(chr(10))[0]}")
 
-    def _take(self) -> tuple[str, list[_Request]]:
-        """Take the next batch: requests of the task whose first request has waited longest, oldest first."""
+    def _take(self) -> tuple[str, list[_Request]] | None:
+        """Take the next batch: requests of the task whose first request has waited longest, oldest first.
+
+        None after `close`.
+        """
         with self._changed:
             while True:
+                if self._failure:
+                    return None
                 waiting = {task: queue for task, queue in self._queues.items() if queue}
                 if not waiting:
                     self._changed.wait()

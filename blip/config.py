@@ -121,6 +121,23 @@ class Limits:
         )
 
 
+#: The settings that may be shown as they are; docs/operating.md lists them.
+SHOWN = (
+    *("BLIP_CACHE", "BLIP_CORS_ORIGINS", "BLIP_CUDA_GRAPHS", "BLIP_DEVICE", "BLIP_DTYPE", "BLIP_EGRESS"),
+    *("BLIP_GRACE_SECONDS", "BLIP_KEEP_ALIVE_SECONDS", "BLIP_LOG_CLIENTS", "BLIP_MAX_BATCH", "BLIP_MAX_IMAGE_BYTES"),
+    *("BLIP_PAGE", "BLIP_WEIGHTS", "COG_LOG_LEVEL", "COG_MAX_CONCURRENCY", "COG_PREDICT_TYPE_STUB"),
+    *("COG_THROTTLE_RESPONSE_INTERVAL", "FORWARDED_ALLOW_IPS", "LOG_FORMAT", "PORT", "TMPDIR"),
+)
+#: Those that may hold a secret, of which only that they are set is shown.
+HIDDEN = ("BLIP_MIRROR", "BLIP_WEBHOOK_SECRET", "COG_USER_AGENT", "HTTPS_PROXY", "HTTP_PROXY", "WEBHOOK_AUTH_TOKEN")
+
+
+def shown(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The settings that are set, without what may be a secret."""
+    named = {name: value for name, value in environment.items() if value and name in (*SHOWN, *HIDDEN)}
+    return {name: value if name in SHOWN else "(set)" for name, value in sorted(named.items())}
+
+
 def check_cog_settings(environment: Mapping[str, str] = os.environ) -> None:
     """Check the settings that Cog reads by itself, and meets with a traceback.
 

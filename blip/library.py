@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
+from concurrent.futures import CancelledError
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,8 @@ from typing import Any
 from blip.config import Settings
 from blip.engine import Match
 from blip.service import Request, start
+
+CLOSED = "This Blip is closed; make a new one."
 
 
 class Blip:
@@ -26,6 +30,8 @@ class Blip:
         dtype: "float32", "float16", "bfloat16" or "int8"; None for float16 on CUDA and float32 on a CPU.
         max_batch: how many requests of a task may run together.
 
+    The other settings, such as BLIP_CACHE, come from the environment.
+
     Raises:
         UserError: an argument or the bundle cannot be used; the message is one sentence.
     """
@@ -34,6 +40,7 @@ class Blip:
         self, weights: str = "pretrained", *, device: str = "auto", dtype: str | None = None, max_batch: int = 16
     ) -> None:
         chosen = {
+            **os.environ,
             "BLIP_WEIGHTS": str(weights),
             "BLIP_DEVICE": device,
             "BLIP_DTYPE": dtype or "",
@@ -41,6 +48,7 @@ class Blip:
         }
         with contextlib.redirect_stdout(sys.stderr):  # what the server would log
             self._service = start(Settings.from_environment(chosen))
+        self._is_closed = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="blip", daemon=True)
         self._thread.start()
@@ -63,11 +71,15 @@ class Blip:
         return found
 
     def close(self) -> None:
-        """End the processes that decode images, and the thread."""
+        """End what was started; what still waits for a result gets a `RuntimeError`."""
+        if self._is_closed.is_set():
+            return
+        self._is_closed.set()
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._service.pictures.close()
+        self._service.close()
 
     def __enter__(self) -> "Blip":
         return self
@@ -78,6 +90,19 @@ class Blip:
         self.close()
 
     def _run(self, image: str | PathLike[str], task: str, **texts: str) -> Any:
+        if self._is_closed.is_set():
+            raise RuntimeError(CLOSED)
         finding = self._service.find(Request(Path(image), task, **texts))
-        found = asyncio.run_coroutine_threadsafe(finding, self._loop).result().value
+        try:
+            found = asyncio.run_coroutine_threadsafe(finding, self._loop).result().value
+        except CancelledError as error:
+            raise RuntimeError(CLOSED) from error
         return self._service.tasks[task].value(found)
+
+
+async def _cancel_all() -> None:
+    """Cancel all that runs in this loop, and wait until it has ended."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -60,6 +60,12 @@ class Service:
         """What is found for every sample, or its error; runs in the batching thread."""
         return self.tasks[task].run(samples)
 
+    def close(self) -> None:
+        """End the threads and the processes; what waits for the device gets a `BatcherError`."""
+        self._batcher.close()
+        self._preparing.shutdown(wait=False)
+        self.pictures.close()
+
     def is_alive(self) -> bool:
         """Whether requests can still be run."""
         return self._batcher.is_alive()

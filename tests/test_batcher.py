@@ -233,3 +233,21 @@ def test_many_threads_submitting_at_once_lose_nothing() -> None:
         thread.join()
     assert answers == {n: 2 * n for n in range(1600)}
     assert max(len(samples) for _, samples in device.batches) <= 16
+
+
+def test_after_a_close_what_runs_ends_and_what_waits_gets_an_error() -> None:
+    device = Device()
+    batcher = Batcher(device.run, max_batch=1)
+    running = batcher.submit("double", 4)
+    device.wait_for_batch()
+    waiting = batcher.submit("double", 5)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    with pytest.raises(BatcherError, match="it was closed"):
+        waiting.result(LIMIT)
+    device.let_go()
+    closing.join(LIMIT)
+    assert running.result(LIMIT).value == 8
+    assert not batcher.is_alive()
+    with pytest.raises(BatcherError, match="it was closed"):
+        batcher.submit("double", 6)

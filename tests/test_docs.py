@@ -12,7 +12,7 @@ import yaml
 
 from benchmarks import plots
 from benchmarks.harness import ROOT
-from blip.config import Limits, Settings
+from blip.config import HIDDEN, SHOWN, Limits, Settings
 from predict import Predictor, StreamingPredictor
 from tests.documents import DOCUMENTS
 
@@ -66,6 +66,7 @@ def test_the_table_of_settings_has_every_variable_and_its_default() -> None:
     sources = ROOT.glob("blip/**/*.py")
     named = {name for path in sources for name in re.findall(r"BLIP_[A-Z_]*[A-Z]", path.read_text())}
     assert named == {name for name in defaults if name.startswith("BLIP_")}
+    assert {*SHOWN, *HIDDEN} == set(defaults)
 
 
 def test_the_versions_are_those_of_the_lock() -> None:

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import DEADLINE, EXAMPLES, ROOT
+from benchmarks.harness import DEADLINE, EXAMPLES, ROOT, wait_until
 from blip import Blip, Match, UserError
 
 PAIR = EXAMPLES / "pair.jpg"
@@ -33,6 +34,30 @@ def test_the_three_tasks_answer_programs() -> None:
             blip.caption(ROOT / "README.md")
         with pytest.raises(UserError, match=r"^question is required"):
             blip.answer(PAIR, " ")
+
+
+def test_a_close_ends_all_and_leaves_nobody_waiting() -> None:
+    before = set(threading.enumerate())
+    blip = Blip("demo", device="cpu")
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(blip.caption, PAIR) for _ in range(200)]
+        blip.close()
+        blip.close()
+        for one in asked:
+            if error := one.exception(DEADLINE):
+                assert isinstance(error, RuntimeError)
+            else:
+                assert one.result() == CAPTION
+    with pytest.raises(RuntimeError, match=r"^This Blip is closed; make a new one\.$"):
+        blip.caption(PAIR)
+    wait_until(lambda: {thread.name for thread in set(threading.enumerate()) - before} <= {"asyncio_0"}, "its threads")
+
+
+def test_other_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BLIP_CACHE", str(tmp_path))
+    (tmp_path / "pretrained").mkdir()
+    with pytest.raises(UserError, match=rf"^There is no weights bundle at {tmp_path}/pretrained: "):
+        Blip(device="cpu")
 
 
 def test_what_cannot_be_used_is_one_sentence() -> None:

@@ -1,32 +1,43 @@
 """Print what a report of a fault should say: versions, machine, device, weights, settings without secrets."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from blip.config import Limits, Settings, check_cog_settings
+from blip.config import Limits, Settings, check_cog_settings, shown
 from blip.errors import UserError
 from blip.weights.bundle import open_bundle
 
 
 def main(given: Sequence[str]) -> int:
-    """Print it; with something that would keep the server from starting, say so last and return 1."""
+    """Print it; what is wrong with settings, device or weights is said last, and the status is 1 then."""
     argparse.ArgumentParser("doctor", description=__doc__).parse_args(given)
     import torch
 
     from blip.about import about
     from blip.device import choose_device
+    from blip.engine.precision import PrecisionError, check
 
+    device, more = torch.device("cpu"), {}
     problems: list[str] = []
-    device, weights = torch.device("cpu"), "unknown"
-    try:
-        check_cog_settings()
-        Limits.from_environment()
+
+    def look(step: Callable[[], object]) -> None:
+        try:
+            step()
+        except (UserError, PrecisionError) as error:
+            problems.append(str(error))
+
+    def look_at_the_predictors_settings() -> None:
+        nonlocal device
         settings = Settings.from_environment()
+        look(lambda: more.update(weights=describe(settings)))
         device = choose_device(settings.device)
-        weights = describe(settings)
-    except UserError as error:
-        problems.append(str(error))
-    for name, value in {**about(device), "weights": weights}.items():
+        more["precision"] = settings.dtype or ("float16" if device.type == "cuda" else "float32")
+        check(device, more["precision"])
+
+    for step in (check_cog_settings, Limits.from_environment, look_at_the_predictors_settings):
+        look(step)
+    settings = ", ".join(f"{name}={value}" for name, value in shown().items()) or "none"
+    for name, value in {**about(device), **more, "settings": settings}.items():
         print(f"{name:<18}{value}")
     for problem in problems:
         print(f"\n{problem}")

@@ -70,8 +70,8 @@ class Local(Asker):
         return question.row((await self._service.run(Request(image=picture, **question.inputs))).value)
 
     def close(self) -> None:
-        """End the processes that decode."""
-        self._service.pictures.close()
+        """End its threads and processes."""
+        self._service.close()
 
 
 class Remote(Asker):

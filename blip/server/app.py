@@ -31,7 +31,7 @@ from starlette.responses import PlainTextResponse
 from typing_extensions import override
 
 import blip
-from blip.config import Limits
+from blip.config import Limits, shown
 from blip.errors import ConfigError
 from blip.server import extending, openapi, pages, probes, records, refusals
 from blip.server.answers import Answer
@@ -96,6 +96,7 @@ def create_app(
     if server_log:
         server_log.take_over(root.handlers)
     limits = Limits.from_environment()
+    log.info("settings", **shown())  # not in what the setup prints, which the health check shows to everyone
     egress = Egress(guarded=limits.egress == "public")
     try:
         files = Files()

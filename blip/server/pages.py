@@ -30,6 +30,7 @@ PAGE_POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'none'",
     "require-trusted-types-for": "'script'",
+    "trusted-types": "parse",
 }
 #: As much for Swagger UI and ReDoc, which make styles and workers as they run.
 DOCUMENTS_POLICY = {

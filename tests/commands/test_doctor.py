@@ -32,17 +32,35 @@ def test_the_doctor_says_what_runs_and_where() -> None:
     assert lines["device"] == "cpu"
     assert lines["precisions"].startswith("float32")
     assert lines["weights"] == f"demo (float16) at {ROOT / 'weights' / 'demo'}, whole"
-    assert lines["settings"].startswith("BLIP_DEVICE=cpu, BLIP_WEIGHTS=demo")
+    assert lines["precision"] == "float32"
+    assert "BLIP_DEVICE=cpu, BLIP_WEIGHTS=demo" in lines["settings"]
+
+
+def test_everything_that_is_wrong_is_said() -> None:
+    ended = doctor(BLIP_DTYPE="float16", BLIP_PAGE="no", COG_LOG_LEVEL="loud")
+    assert ended.returncode == 1
+    assert [line.split()[0] for line in ended.stdout.split("\n\n")[1:]] == [
+        "COG_LOG_LEVEL=loud",
+        "BLIP_PAGE=no",
+        "float16",
+    ]
+
+
+SECRETS = {
+    "BLIP_WEBHOOK_SECRET": SECRET,
+    "WEBHOOK_AUTH_TOKEN": "hunter2",
+    "BLIP_MIRROR": "https://me:hun/ter@2@example.org/files?token=hunter2",
+    "BLIP_TOKEN": "hunter2",
+    "COG_SECRET": "hunter2",
+    "HTTPS_PROXY": "http://me:hunter2@proxy.example:3128",
+}
 
 
 def test_no_secret_is_shown() -> None:
-    mirror = "https://me:hunter2@example.org/files"
-    said = doctor(BLIP_WEBHOOK_SECRET=SECRET, WEBHOOK_AUTH_TOKEN="hunter2", BLIP_MIRROR=mirror).stdout
-    assert "hunter2" not in said
-    assert SECRET not in said
-    assert "BLIP_MIRROR=https://(hidden)@example.org/files" in said
-    assert "BLIP_WEBHOOK_SECRET=(set)" in said
-    assert "WEBHOOK_AUTH_TOKEN=(set)" in said
+    said = doctor(**SECRETS).stdout
+    assert not [secret for secret in ("hunter2", "ter@2", SECRET) if secret in said]
+    for name in ("BLIP_WEBHOOK_SECRET", "WEBHOOK_AUTH_TOKEN", "BLIP_MIRROR", "HTTPS_PROXY"):
+        assert f"{name}=(set)" in said
 
 
 @pytest.mark.parametrize("setting", ["BLIP_DEVICE", "BLIP_WEIGHTS", "BLIP_EGRESS", "COG_MAX_CONCURRENCY"])
@@ -53,11 +71,16 @@ def test_what_keeps_the_server_from_starting_is_said_last(setting: str) -> None:
     assert ended.stdout.startswith("blip ")
 
 
-def test_a_replica_logs_the_same_when_it_starts() -> None:
-    with Server({"WEBHOOK_AUTH_TOKEN": "hunter2"}) as server:
+def test_a_replica_logs_the_same_when_it_starts_and_shows_no_setting_to_all() -> None:
+    with Server(SECRETS) as server:
         server.wait_for("READY")
-        (said,) = [line["message"] for line in server.entries() if line["message"].startswith("blip ")]
+        lines = server.entries()
+        (said,) = [line["message"] for line in lines if line["message"].startswith("blip ")]
         assert said.startswith(f"blip {blip.__version__}; python ")
         assert "cog 0.16.12; " in said
+        (settings,) = [line for line in lines if line["message"] == "settings"]
+        assert (settings["BLIP_WEIGHTS"], settings["BLIP_MIRROR"]) == ("demo", "(set)")
         assert "hunter2" not in server.log()
-        assert server.health()["version"] == blip.__version__
+        health = server.health()
+        assert health["version"] == blip.__version__
+        assert "BLIP_" not in str(health)

@@ -137,6 +137,11 @@ def test_inner_addresses_are_refused_unless_it_is_told_otherwise(published: Cont
     assert published.predict(input={"image": PAIR}, webhook=f"http://{host}/hook").status_code == 422
 
 
+def test_the_doctor_finds_the_weights_that_are_baked_in(published: Container) -> None:
+    said = published.run("/src/scripts/entrypoint", "python", "-W", "ignore", "-m", "blip", "doctor").stdout
+    assert re.search(r"^weights +demo \(float16\) at /src/weights/demo/?, whole$", said, re.MULTILINE)
+
+
 def test_it_runs_as_nobody_special_and_writes_only_where_it_may(published: Container) -> None:
     assert published.run("id", "-u").stdout == "10001\n"
     for directory, writable in {"/tmp": True, "/cache": True, "/src": False, "/opt/venv": False, "/": False}.items():

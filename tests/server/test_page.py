@@ -189,16 +189,96 @@ def test_what_the_server_refuses_is_shown_in_its_own_words(watched: Watched, tmp
     page.set_input_files("#file", broken)
     expect(problem).to_be_empty()
     page.click("#ask")
-    expect(problem).to_contain_text("image")
+    formats = "send a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC file."
+    expect(problem).to_have_text(f"image is not a picture in a known format; {formats}")
     page.get_by_text("Question", exact=True).first.click()
     page.set_input_files("#file", PAIR)
     page.click("#ask")
-    expect(problem).to_contain_text("question")
+    expect(problem).to_have_text("question is required for visual_question_answering")
     with large.open("wb") as file:
         file.truncate(60_000_000)
     page.set_input_files("#file", large)
     page.click("#ask")
-    expect(problem).to_contain_text("image is larger than 50 MB")
+    expect(problem).to_have_text("image is larger than 50 MB; send a smaller file.")
+    page.fill("#address", "ftp://example.org/photo.jpg")
+    page.click("#ask")
+    expect(problem).to_have_text("image is not an http, https or data address; send one of these.")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(403, '{"message": "Forbidden"}'), (200, "<html>Sign in</html>"), (502, "")]
+)
+def test_an_answer_that_is_not_the_servers_is_said_to_be_one(watched: Watched, status: int, body: str) -> None:
+    """Of a gateway in front."""
+    watched.page.route("**/predictions", lambda route: route.fulfill(status=status, body=body))
+    watched.page.set_input_files("#file", PAIR)
+    watched.page.click("#ask")
+    expect(watched.page.locator("#problem")).to_have_text(f"The server answered {status}.")
+
+
+def test_another_picture_clears_what_was_said_of_the_first(watched: Watched, files: FileServer) -> None:
+    page = watched.page
+    page.set_input_files("#file", PAIR)
+    page.click("#ask")
+    assert answer(page) == CAPTION
+    page.fill("#address", f"{files.url}/held/pair.jpg")
+    expect(page.locator("#answer")).to_be_empty()
+    page.click("#ask")
+    wait_until(lambda: files.requests == 1, "the download")
+    page.set_input_files("#file", EXAMPLES / "group.png")
+    expect(page.locator("#cancel")).to_be_hidden()
+    files.release.set()
+    page.click("#ask")
+    assert answer(page) != CAPTION
+
+
+GIVEN = """([target, event, data]) => {
+    const transfer = new DataTransfer();
+    for (const [type, text] of Object.entries(data)) transfer.setData(type, text);
+    const options = {bubbles: true, cancelable: true};
+    const given = event === "drop"
+        ? new DragEvent("drop", {...options, dataTransfer: transfer})
+        : new ClipboardEvent("paste", {...options, clipboardData: transfer});
+    document.querySelector(target).dispatchEvent(given);
+    return given.defaultPrevented;
+}"""
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text/plain": "https://e.example/1.jpg"},
+        {"text/uri-list": "# a list\r\nhttps://e.example/1.jpg\r\nhttps://e.example/2.jpg"},
+        {
+            "text/uri-list": "https://e.example/page",
+            "text/html": '<a href="/page"><img src="https://e.example/1.jpg"></a>',
+        },
+    ],
+    ids=["text", "list", "picture in a link"],
+)
+def test_the_address_of_a_picture_is_taken(watched: Watched, event: str, data: dict[str, str]) -> None:
+    assert watched.page.evaluate(GIVEN, ["#drop", event, data]) is True
+    expect(watched.page.locator("#address")).to_have_value("https://e.example/1.jpg")
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_text_goes_where_it_is_put_and_nothing_usable_is_said_to_be_none(watched: Watched, event: str) -> None:
+    page = watched.page
+    page.get_by_text("Question", exact=True).first.click()
+    assert page.evaluate(GIVEN, ["#question", event, {"text/plain": "https://e.example/1.jpg"}]) is False
+    expect(page.locator("#address")).to_have_value("")
+    page.evaluate(GIVEN, ["#drop", event, {"text/plain": "a cat"}])
+    expect(page.locator("#problem")).to_contain_text("That is no picture and no address of one")
+
+
+def test_a_file_that_is_gone_is_said_to_be(watched: Watched, tmp_path: Path) -> None:
+    picture = tmp_path / "photo.jpg"
+    picture.write_bytes(PAIR.read_bytes())
+    watched.page.set_input_files("#file", picture)
+    picture.unlink()
+    watched.page.click("#ask")
+    expect(watched.page.locator("#problem")).to_have_text("photo.jpg cannot be read; choose it again.")
 
 
 def test_cancel_ends_the_prediction(watched: Watched, server: Server, files: FileServer) -> None:
@@ -209,6 +289,7 @@ def test_cancel_ends_the_prediction(watched: Watched, server: Server, files: Fil
     watched.page.on("requestfailed", lambda request: ids.append(json.loads(request.post_data or "")["id"]))
     watched.page.click("#cancel")
     expect(watched.page.locator("#time")).to_have_text("Canceled.")
+    expect(watched.page.locator("#ask")).to_be_focused()
     wait_until(lambda: bool(ids), "the end of the request")
     state = f"{server.url}/predictions/{ids[0]}"
     wait_until(lambda: requests.get(state, timeout=DEADLINE).json()["status"] == "canceled", "canceled")
