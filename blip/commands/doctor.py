@@ -17,7 +17,7 @@ def main(given: Sequence[str]) -> int:
     from blip.device import choose_device
     from blip.engine.precision import PrecisionError, check
 
-    device, more = torch.device("cpu"), {}
+    device, more = torch.device("cpu"), dict[str, str]()
     problems: list[str] = []
 
     def look(step: Callable[[], object]) -> None:
