@@ -36,7 +36,7 @@ from benchmarks.harness import MIB, ROOT, START, Server
 from benchmarks.hf_environment import MissingError, hf_python
 from benchmarks.latency import versions
 from benchmarks.machine import machine
-from benchmarks.outcome import finish, head
+from benchmarks.outcome import finish, head, share_different
 from benchmarks.pictures import noise
 from benchmarks.processes import peak_memory
 from benchmarks.random_bundle import write_bundle
@@ -232,7 +232,7 @@ def row(way: str, turns: Sequence[Turn], engine: Sequence[Turn]) -> dict[str, An
     }
     if way != HUGGING_FACE:  # its random weights are not ours
         pairs = [pair for turn in turns for pair in zip(turn.captions, engine[0].captions, strict=True)]
-        found["different"] = round(sum(ours != expected for ours, expected in pairs) / len(pairs), 4)
+        found["different"] = share_different(pairs)
     return found
 
 

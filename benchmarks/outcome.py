@@ -1,6 +1,7 @@
 """What a benchmark's last line says, and where it is kept."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,11 @@ from benchmarks.harness import ROOT
 def head(name: str, *, quick: bool) -> dict[str, Any]:
     """What every result begins with."""
     return {"benchmark": name, "quick": quick, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def share_different(pairs: Sequence[tuple[object, object]]) -> float:
+    """How many of the pairs of outputs are not the same, of 1."""
+    return round(sum(ours != theirs for ours, theirs in pairs) / len(pairs), 4)
 
 
 def finish(result: dict[str, Any], keep_as: str | None) -> None:

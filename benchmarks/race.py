@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import MIB
+from benchmarks.outcome import share_different
 from benchmarks.responder import Responder
 from blip.config import DTYPES
 
@@ -71,7 +72,7 @@ def row(task: str, contender: Contender, lavis: Contender) -> dict[str, Any]:
         if task == "match":
             found["largest_difference"] = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
         else:
-            found["different"] = round(sum(ours != theirs for ours, theirs in pairs) / len(pairs), 4)
+            found["different"] = share_different(pairs)
     return found
 
 

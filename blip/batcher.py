@@ -84,14 +84,7 @@ class Batcher:
 
     def close(self) -> None:
         """End the worker when its batch has run; what waits gets an error."""
-        with self._changed:
-            self._failure = self._failure or BatcherError("it was closed")
-            waiting = [request for queue in self._queues.values() for request in queue]
-            self._queues.clear()
-            self._changed.notify()
-        for request in waiting:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(self._died(self._failure))
+        self._give_up(BatcherError("it was closed"))
         self._thread.join()
 
     def is_alive(self) -> bool:
@@ -107,15 +100,21 @@ class Batcher:
                 task, taken = batch
                 self._run_batch(task, taken)
         except BaseException as error:
-            with self._changed:
-                self._failure = error
-                waiting = [*taken, *(request for queue in self._queues.values() for request in queue)]
-                self._queues.clear()
-            for request in waiting:
-                if not request.future.done():
-                    request.future.set_exception(self._died(error))
+            self._give_up(error, taken)
             threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))
             self._on_death()
+
+    def _give_up(self, error: BaseException, taken: Sequence[_Request] = ()) -> None:
+        """Take no more requests, and give what waits or was taken the error."""
+        with self._changed:
+            self._failure = self._failure or error
+            waiting = [request for queue in self._queues.values() for request in queue]
+            self._queues.clear()
+            self._changed.notify()
+        waiting = [request for request in waiting if request.future.set_running_or_notify_cancel()]
+        for request in (*taken, *waiting):
+            if not request.future.done():
+                request.future.set_exception(self._died(self._failure))
 
     @staticmethod
     def _died(error: BaseException) -> BatcherError:

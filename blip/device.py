@@ -28,6 +28,11 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
 
 
+def default_dtype(device: torch.device) -> str:
+    """The precision to compute in where the settings do not say."""
+    return "float16" if device.type == "cuda" else "float32"
+
+
 def describe(device: torch.device) -> str:
     """The name of the GPU, or "cpu"."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type

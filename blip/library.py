@@ -48,7 +48,8 @@ class Blip:
         }
         with contextlib.redirect_stdout(sys.stderr):  # what the server would log
             self._service = start(Settings.from_environment(chosen))
-        self._is_closed = threading.Event()
+        self._is_closed = False
+        self._changing = threading.Lock()  # what is asked is in the loop before it ends, or is refused
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="blip", daemon=True)
         self._thread.start()
@@ -72,9 +73,10 @@ class Blip:
 
     def close(self) -> None:
         """End what was started; what still waits for a result gets a `RuntimeError`."""
-        if self._is_closed.is_set():
-            return
-        self._is_closed.set()
+        with self._changing:
+            if self._is_closed:
+                return
+            self._is_closed = True
         asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -90,11 +92,13 @@ class Blip:
         self.close()
 
     def _run(self, image: str | PathLike[str], task: str, **texts: str) -> Any:
-        if self._is_closed.is_set():
-            raise RuntimeError(CLOSED)
-        finding = self._service.find(Request(Path(image), task, **texts))
+        request = Request(Path(image), task, **texts)
+        with self._changing:
+            if self._is_closed:
+                raise RuntimeError(CLOSED)
+            finding = asyncio.run_coroutine_threadsafe(self._service.find(request), self._loop)
         try:
-            found = asyncio.run_coroutine_threadsafe(finding, self._loop).result().value
+            found = finding.result().value
         except CancelledError as error:
             raise RuntimeError(CLOSED) from error
         return self._service.tasks[task].value(found)

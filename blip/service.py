@@ -161,22 +161,21 @@ def _load(settings: Settings, pictures: Pool) -> Service:
     path = settings.bundle_path()
     device = None
     if settings.weights == "pretrained" and not path.exists():
-        from blip.device import choose_device
+        from blip.device import choose_device, default_dtype
         from blip.weights.pretrained import ensure
 
         device = choose_device(settings.device)
-        stored = "float16" if device.type == "cuda" else "float32"
-        ensure(path, stored, lambda line: print(line, flush=True))
+        ensure(path, default_dtype(device), lambda line: print(line, flush=True))
     bundle = open_bundle(path)
     with ThreadPoolExecutor(1) as verifier:
         verified = verifier.submit(bundle.verify)  # while torch and LAVIS are imported and the weights are read
         from blip.about import about
-        from blip.device import check_device, choose_device, describe, used_memory
+        from blip.device import check_device, choose_device, default_dtype, describe, used_memory
         from blip.tasks import TASKS
         from blip.weights.load import load_models
 
         chosen = device or choose_device(settings.device)
-        dtype = settings.dtype or ("float16" if chosen.type == "cuda" else "float32")
+        dtype = settings.dtype or default_dtype(chosen)
         print("; ".join(f"{name} {value}" for name, value in about(chosen).items()))
         print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
         models = load_models(bundle, chosen, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)

@@ -1,6 +1,7 @@
 """`from blip import Blip`: the tasks for programs, installed as a package too."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -76,12 +77,12 @@ def test_importing_the_package_imports_no_torch() -> None:
 @pytest.mark.slow
 def test_it_is_installed_by_pip_and_prints_only_what_the_program_does(tmp_path: Path) -> None:
     """Without the packages that it needs, which are this environment's; building takes setuptools from the index."""
-    site = tmp_path / "site"
-    subprocess.run(
-        [sys.executable, "-m", "uv", "pip", "install", "--no-deps", "--target", site, ROOT],
-        check=True,
-        timeout=DEADLINE,
-    )
+    source, site = tmp_path / "source", tmp_path / "site"  # building leaves files in the source
+    shutil.copytree(ROOT / "blip", source / "blip", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.in", "README.md"):
+        shutil.copy(ROOT / name, source)
+    install: list[str | Path] = [sys.executable, "-m", "uv", "pip", "install", "--no-deps", "--target", site, source]
+    subprocess.run(install, check=True, timeout=DEADLINE)
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
         cwd=tmp_path,

@@ -13,8 +13,13 @@ import yaml
 import blip
 from benchmarks.harness import ROOT
 
-LOCK = (ROOT / "requirements.txt").read_text()
-LOCKED = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE))
+
+def packages(lock: str) -> set[tuple[str, str]]:
+    """The names and versions in a lock."""
+    return set(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+LOCKED = dict(packages("requirements.txt"))
 
 
 def test_the_image_has_the_version_on_its_label() -> None:
@@ -40,12 +45,8 @@ def test_the_sbom_has_every_package_of_the_lock_with_its_hash(lock: str, tmp_pat
     document = json.loads((tmp_path / "sbom.json").read_text())
     assert document["bomFormat"] == "CycloneDX"
     assert document["metadata"]["component"]["version"] == blip.__version__
-    locked = set(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
-    assert {(part["name"], part["version"]) for part in document["components"]} == {
-        package
-        for package in locked
-        if package[0] != "colorama"  # for Windows
-    }
+    expected = {package for package in packages(lock) if package[0] != "colorama"}  # for Windows
+    assert {(part["name"], part["version"]) for part in document["components"]} == expected
     for part in document["components"]:
         assert any(reference.get("hashes") for reference in part["externalReferences"]), part["name"]
 

@@ -14,7 +14,7 @@ def main(given: Sequence[str]) -> int:
     import torch
 
     from blip.about import about
-    from blip.device import choose_device
+    from blip.device import choose_device, default_dtype
     from blip.engine.precision import PrecisionError, check
 
     device, more = torch.device("cpu"), dict[str, str]()
@@ -31,7 +31,7 @@ def main(given: Sequence[str]) -> int:
         settings = Settings.from_environment()
         look(lambda: more.update(weights=describe(settings)))
         device = choose_device(settings.device)
-        more["precision"] = settings.dtype or ("float16" if device.type == "cuda" else "float32")
+        more["precision"] = settings.dtype or default_dtype(device)
         check(device, more["precision"])
 
     for step in (check_cog_settings, Limits.from_environment, look_at_the_predictors_settings):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
@@ -46,12 +46,12 @@ class Answer(JSONResponse):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send_in_pieces(self._parts, send)
+        await send_in_pieces(self, self._parts, send)
 
 
-async def send_in_pieces(parts: Iterable[bytes | memoryview], send: Send) -> None:
-    """Send a body so that what is not read yet waits in the server but for the next piece."""
+async def send_in_pieces(response: Response, parts: Iterable[bytes | memoryview], send: Send) -> None:
+    """Send a response whose body is `parts`; what is not read yet waits in the server but for the next piece."""
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     for part in parts:
         for start in range(0, len(part), PIECE):
             await send({"type": "http.response.body", "body": part[start : start + PIECE], "more_body": True})

@@ -55,8 +55,7 @@ class Content(Response):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send_in_pieces([self.body], send)
+        await send_in_pieces(self, [self.body], send)
 
 
 class HtmlRoute(Route):
@@ -64,8 +63,9 @@ class HtmlRoute(Route):
 
     @override
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] == "http" and wants_html(", ".join(Headers(scope=scope).getlist("accept"))):
-            return super().matches(scope)
+        match, child = super().matches(scope)  # of the path: most requests are for another
+        if match is Match.NONE or wants_html(", ".join(Headers(scope=scope).getlist("accept"))):
+            return match, child
         return Match.NONE, {}
 
 
@@ -84,7 +84,6 @@ def wants_html(accept: str) -> bool:
 def add_page(app: FastAPI) -> None:
     """Answer browsers with the page at /; everyone else gets what Cog answers there."""
     page = _html(PAGE.read_text(encoding="utf-8"), PAGE_POLICY, Vary="Accept")
-
     app.router.routes.insert(0, HtmlRoute("/", _always(page), include_in_schema=False))
 
 
