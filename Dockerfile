@@ -1,6 +1,7 @@
 # The image that serves the predictor: docker build -t blip [--build-arg NAME=VALUE] .
 #
-#   WEIGHTS  the bundle to bake in: none, demo, pretrained, or a bundle's directory inside the build context
+#   WEIGHTS  the bundle to bake in: none, demo, pretrained, a bundle's directory inside the build context, or what
+#            `bundle make` takes, such as "--caption large_coco" or "--caption models/mine.pth --dtype float32"
 #   TORCH    cuda, or cpu: an image without CUDA, for x86-64 and aarch64
 ARG TORCH=cuda
 ARG BASE_IMAGE=docker.io/pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime
@@ -34,6 +35,9 @@ RUN --mount=type=cache,target=/download \
         demo) cp -R weights/demo /baked/demo ;; \
         pretrained) scripts/download_models --out /download/pretrained --dtype float16 \
             && cp -R /download/pretrained /baked/pretrained ;; \
+        --*) made=/download/$(echo "$WEIGHTS" | sha256sum | cut -c 1-16) \
+            && scripts/run blip bundle make "$made" $WEIGHTS \
+            && cp -R "$made" /baked/custom ;; \
         *) cp -R "$WEIGHTS" /baked/custom ;; \
     esac \
     && python -c 'from pathlib import Path; from blip.weights.bundle import open_bundle; \

@@ -1,9 +1,13 @@
 """An environment with Hugging Face's newest BLIP, whose requirements are not ours."""
 
+import contextlib
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from benchmarks.harness import ROOT
@@ -54,3 +58,30 @@ def hf_python(seconds: float | None = None, *, make: bool = True) -> Path:
 def has_uv() -> bool:
     """Whether there is a uv that runs; what is on the path may be a stand-in for one that is not installed."""
     return shutil.which("uv") is not None and subprocess.run(["uv", "--version"], capture_output=True).returncode == 0
+
+
+#: What our own environment has as well, in versions that serve.
+OURS = re.compile(
+    r"(torch|torchvision|nvidia-.*|triton|numpy|pillow|sympy|mpmath|networkx|jinja2|markupsafe|setuptools)=="
+)
+
+
+def hf_packages() -> Path:
+    """A directory with transformers in that release and what it needs, for our interpreter to find before our own.
+
+    Torch is ours. It is made where it is not there yet (it fetches about 30 MB).
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    lines = [line for line in REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
+    wanted = "".join(f"{line}\n" for line in lines if not OURS.match(line))
+    packages = cache / f"blip-hf-packages-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+    if not packages.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            new, requirements = Path(folder) / "packages", Path(folder) / "requirements.txt"
+            requirements.write_text(wanted)
+            install: list[str | Path] = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
+            subprocess.run([*install, "--target", new, "-r", requirements], check=True)
+            with contextlib.suppress(OSError):  # another process was faster
+                new.rename(packages)
+    return packages

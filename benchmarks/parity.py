@@ -50,7 +50,7 @@ def differences(bundle_path: Path) -> Iterator[tuple[str, int, float]]:
     for task in TASKS:
         config = bundle.config(task)
         expected = logits(task, load_model(*names[task], is_eval=True, device="cpu"), config["image_size"])
-        net = build(task, config, load_tokenizer(bundle))
+        net = build(task, config, load_tokenizer(bundle, task))
         fill(net, bundle.tensors(task), torch.device("cpu"), torch.float32, where=task)
         found = logits(task, net.eval(), config["image_size"])
         yield task, expected.numel(), float((expected - found).abs().max())

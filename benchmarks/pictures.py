@@ -72,7 +72,7 @@ async def measure(paths: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
     """A row for every picture."""
     pool = Pool()
     pool.wait()
-    loop, values = asyncio.get_running_loop(), pixel_values()
+    loop, values = asyncio.get_running_loop(), pixel_values({})
     processor = import_lavis().blip_processors.BlipImageEvalProcessor(image_size=SIDE)
     threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
 

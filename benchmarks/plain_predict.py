@@ -28,7 +28,7 @@ class Predictor(BasePredictor):
         self.models, self.images = {}, {}
         for task in ("caption", "answer", "match"):
             config = bundle.config(task)
-            net = build(task, config, load_tokenizer(bundle))
+            net = build(task, config, load_tokenizer(bundle, task))
             fill(net, bundle.tensors(task), self.device, torch.float32, where=task)
             for parameter in net.parameters():
                 parameter.requires_grad_(True)

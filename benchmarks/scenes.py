@@ -54,7 +54,7 @@ def load_exact(bundle: Bundle, device: torch.device) -> dict[str, Model]:
     exact = {}
     for task in TASKS:
         config = bundle.config(task)
-        net = build(task, config, load_tokenizer(bundle))
+        net = build(task, config, load_tokenizer(bundle, task))
         fill(net, bundle.tensors(task), device, torch.float32, where=str(bundle.path))
         search = None if task == "match" else Search.of(config)
         exact[task] = Model(net.to(device).eval(), device, config["image_size"], search)

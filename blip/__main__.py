@@ -9,6 +9,7 @@ COMMANDS = {
     "caption": "caption folders of pictures, here or by servers",
     "watch": "print every change of a server's health",
     "download": "make the pretrained weights bundle from the published checkpoints",
+    "bundle": "make, show, change or verify a weights bundle of any BLIP",
     "doctor": "print what a report of a fault should say",
     "verify": "compare the pretrained weights' results with published ones",
 }

@@ -4,9 +4,11 @@ LAVIS owns the models. Parameters are made on the meta device, so no time goes i
 """
 
 import importlib.util
+import math
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,19 +20,32 @@ from torch.overrides import TorchFunctionMode
 from blip.errors import BundleError
 
 
-def make_tokenizer(vocabulary: Path) -> Any:
-    """The tokenizer as LAVIS's `BlipBase.init_tokenizer` makes it, from a vocabulary file."""
+def make_tokenizer(vocabulary: Path, options: Mapping[str, Any] | None = None) -> Any:
+    """The tokenizer as LAVIS's `BlipBase.init_tokenizer` makes it, from a vocabulary file.
+
+    Args:
+        vocabulary: one token a line.
+        options: a bundle's "tokenizer", where the model is not LAVIS's: `bos_token` and `enc_token` are what a text of
+            the decoder, and one about an image, begins with; the others are BertTokenizer's.
+    """
     from transformers import BertTokenizer
 
-    tokenizer = BertTokenizer(str(vocabulary))
-    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-    tokenizer.enc_token_id = tokenizer.additional_special_tokens_ids[0]
+    settings = dict(options or {})
+    begins, looks = settings.pop("bos_token", "[DEC]"), settings.pop("enc_token", "[ENC]")
+    tokenizer = BertTokenizer(str(vocabulary), **settings)
+    tokenizer.add_special_tokens({"bos_token": begins})
+    if looks == "[ENC]":
+        tokenizer.add_special_tokens({"additional_special_tokens": [looks]})
+    tokenizer.enc_token_id = tokenizer.convert_tokens_to_ids(looks)
     return tokenizer
 
 
-def pixel_values() -> Tensor:
-    """(3, 256) float32: what LAVIS's evaluation processor, after its resize, makes of each value of each colour."""
+def pixel_values(config: Mapping[str, Any]) -> Tensor:
+    """(3, 256) float32: what the model's own processor, after its resize, makes of each value of each colour."""
+    if "pixels" in config:  # as transformers' TorchvisionBackend.rescale_and_normalize computes it
+        scale = 1.0 / config["pixels"]["rescale_factor"]
+        mean, std = (torch.tensor(config["pixels"][name])[:, None] * scale for name in ("mean", "std"))
+        return torch.arange(256.0).expand(3, -1).clone().sub_(mean).div_(std)
     processor = import_lavis().blip_processors.BlipImageEvalProcessor().transform
     after_resize = type(processor)(processor.transforms[1:])
     values: Tensor = after_resize(torch.arange(256, dtype=torch.uint8)[:, None, None].expand(256, 1, 3).numpy())
@@ -43,7 +58,7 @@ def build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
     Besides LAVIS's own buffers it has `pixel_values`, which the engine looks the pixels of a picture up in.
     """
     net = _build(task, config, tokenizer)
-    net.register_buffer("pixel_values", pixel_values(), persistent=False)
+    net.register_buffer("pixel_values", pixel_values(config), persistent=False)
     return net
 
 
@@ -56,9 +71,10 @@ def _build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
         def init_tokenizer(cls) -> Any:
             return tokenizer  # LAVIS would ask the hub
 
-    vision, text = config["vision"], BertConfig(**config["text"])
+    vision, text = dict(config["vision"]), BertConfig(**config["text"])
+    norm = partial(nn.LayerNorm, eps=vision.pop("layer_norm_eps", 1e-6))  # LAVIS's
     with _MetaParameters():
-        image_encoder = lavis.VisionTransformerEncoder(img_size=config["image_size"], **vision)
+        image_encoder = lavis.VisionTransformerEncoder(img_size=config["image_size"], norm_layer=norm, **vision)
         image_encoder.vision_width = vision["embed_dim"]
         if task == "caption":
             return type("BlipCaption", (WithTokenizer, lavis.BlipCaption), {})(
@@ -69,12 +85,31 @@ def _build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
             )
         encoder = lavis.XBertEncoder(config=text, add_pooling_layer=False)
         if task == "answer":
+            # It attends to the question's states.
+            decoder = lavis.XBertLMHeadDecoder(
+                config=BertConfig(**{**config["text"], "encoder_width": text.hidden_size})
+            )
             return type("BlipVQA", (WithTokenizer, lavis.BlipVQA), {})(
-                image_encoder, encoder, lavis.XBertLMHeadDecoder(config=text), max_txt_len=config["max_txt_len"]
+                image_encoder, encoder, decoder, max_txt_len=config["max_txt_len"]
             )
         return type("BlipITM", (WithTokenizer, lavis.BlipITM), {})(
             image_encoder, encoder, config["embed_dim"], max_txt_len=config["max_txt_len"]
         )
+
+
+def interpolate_positions(positions: Tensor, net: Any) -> Tensor:
+    """Position embeddings (1, 1 + patches, C) for the image size of `net`, by LAVIS's own function.
+
+    What are no embeddings of a square image is returned as it is.
+    """
+    wanted = net.visual_encoder.pos_embed.shape
+    if positions.ndim != 3 or positions.shape == wanted or positions.shape[::2] != wanted[::2]:
+        return positions
+    if math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1:
+        return positions
+    import_lavis()
+    interpolated: Tensor = sys.modules["lavis.models.vit"].interpolate_pos_embed(positions.float(), net.visual_encoder)
+    return interpolated
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype, where: str) -> None:

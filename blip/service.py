@@ -94,19 +94,26 @@ class Service:
         """Run a request and return what is found; `emit` gets what is certain as it grows, in the batching thread.
 
         Raises:
-            InputError: the image cannot be used, or the text that the task needs is missing or blank.
+            InputError: the image cannot be used, the text that the task needs is missing or blank, or the weights have
+                no model for the task.
         """
-        task = self.tasks[request.task]
+        task = self._task(request.task)
         text: str = getattr(request, task.text_input) or "" if task.text_input else ""
         if task.text_input and not text.strip():
             raise InputError(f"{task.text_input} is required for {request.task}")
         began = time.perf_counter()
-        pixels = await self.pictures.pixels(request.image, task.model.image_size)
+        pixels = await self.pictures.pixels(request.image, task.model.image_size, task.model.library)
         decode_time = time.perf_counter() - began
         loop = asyncio.get_running_loop()
         sample = await loop.run_in_executor(self._preparing, task.prepare, pixels, text, emit)
         result = await asyncio.wrap_future(self._batcher.submit(request.task, sample))
         return replace(result, decode_time=decode_time)
+
+    def _task(self, name: str) -> "Task":
+        if name not in self.tasks:
+            known = " or ".join(self.tasks)
+            raise InputError(f"task {name} is not possible: this server's weights are for {known} only; ask for that.")
+        return self.tasks[name]
 
     async def stream(self, request: Request) -> AsyncIterator[str | Result]:
         """Yield the output's words as they become certain, then the whole result; raise the errors of `run`."""
@@ -180,7 +187,7 @@ def _load(settings: Settings, pictures: Pool) -> Service:
         print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
         models = load_models(bundle, chosen, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)
         verified.result()
-    tasks = {task.name: task(models[task.bundle_name]) for task in TASKS}
+    tasks = {task.name: task(models[task.bundle_name]) for task in TASKS if task.bundle_name in models}
     facts = {"weights": bundle.name, "dtype": dtype, "device": describe(chosen), "torch": version("torch")}
     return Service(
         tasks,

@@ -24,7 +24,7 @@ class Sample:
 
     Attributes:
         pixels: (S, S, 3) uint8; in pinned memory where the device is a GPU.
-        text: the question or the caption as LAVIS's processor leaves it; "" where the task has none.
+        text: the question or the caption as the library's processor leaves it; "" where the task has none.
         ids: its tokens.
         emit: gets what is certain of the tokens when it has grown; None if not wanted.
     """
@@ -50,7 +50,7 @@ class Task(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._process_text = self._text_processor()
+        self._process_text = self._text_processor() if model.library == "lavis" else str  # transformers changes nothing
 
     def prepare(self, pixels: bytearray, text: str, emit: Callable[[Found], None] | None = None) -> Sample:
         """Make a request of a picture, (S, S, 3) bytes, and its text; needs no device and may run in any thread."""

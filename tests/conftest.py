@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.harness import Server
 from tests.peers import FileServer, Receiver
+from tests.weights.hf_oracle import oracle as oracle
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ ARGUMENT = 128 * 1024  # bytes that Linux lets one argument of a program have
 ELSEWHERE = {
     r"scripts/serve$": "the fixture runs it",
     r"scripts/serve --weights pretrained|scripts/download_models": "fetches 6 GB",
+    r"scripts/bundle make": "fetches 2 GB; tests/weights/test_make.py makes the same of small models",
     r"scripts/test$": "runs this test",
     r"docker |BLIP_IMAGE=blip docker ": "needs Docker; scripts/test_container does the same with podman",
     r"cog ": "needs the cog CLI and Docker; scripts/test_container repeats its steps with podman",

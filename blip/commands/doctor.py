@@ -55,4 +55,4 @@ def describe(settings: Settings) -> str:
         return f"pretrained, to be fetched to {path} at the first start"
     bundle = open_bundle(path)
     bundle.verify()
-    return f"{bundle.name} ({bundle.dtype}) at {path}, whole"
+    return f"{bundle.name} ({bundle.dtype}) for {', '.join(bundle.tasks)} at {path}, whole"

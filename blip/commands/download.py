@@ -13,7 +13,8 @@ from pathlib import Path
 from blip.config import Settings
 from blip.errors import UserError
 from blip.weights.bundle import VOCABULARY, open_bundle
-from blip.weights.pretrained import DTYPES, Upstream, build, published
+from blip.weights.making import DTYPES
+from blip.weights.pretrained import Upstream, build, published
 
 
 def main(given: Sequence[str]) -> int:
@@ -55,11 +56,11 @@ def table(upstream: Upstream, out: Path) -> str:
     """The bytes of each file before and after."""
     bundle = open_bundle(out)
     rows = [("", "published", "in the bundle")]
-    before, after = upstream.vocabulary.size, bundle.files[VOCABULARY].size
+    before, after = upstream.vocabulary.size or 0, bundle.files[VOCABULARY].size
     rows.append((VOCABULARY, f"{before:,}", f"{after:,}"))
     for task, file in upstream.checkpoints.items():
         size = sum(entry.size for name, entry in bundle.files.items() if name.startswith(f"{task}/"))
-        rows.append((f"{task} ({file.name})", f"{file.size:,}", f"{size:,}"))
-        before, after = before + file.size, after + size
+        rows.append((f"{task} ({file.name})", f"{file.size or 0:,}", f"{size:,}"))
+        before, after = before + (file.size or 0), after + size
     rows.append((f"bytes, {bundle.dtype}", f"{before:,}", f"{after:,}"))
     return "\n".join(f"{name:<52}{published:>16}{bundled:>16}" for name, published, bundled in rows)

@@ -7,11 +7,12 @@ Shapes: B samples, K beams, T tokens of the longest result, P of the prompt, V w
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from blip.engine.beam import NonFiniteLogitsError, Sample, Search, beam_search
+from blip.engine.beam import NonFiniteLogitsError, Sample, Search, beam_search, best, ranked
 
 
 class DeviceSearch:
@@ -27,6 +28,7 @@ class DeviceSearch:
     def __init__(self, batch: int, search: Search, prompt: Tensor, *, eos_token_id: int) -> None:
         """Reserve the buffers on the device of `prompt`."""
         beams, longest, device = search.num_beams, search.max_length, prompt.device
+        first = len(prompt)
         self._search = search
         self._eos = eos_token_id
         self.prompt, self._begin = prompt, prompt.tolist()
@@ -43,8 +45,14 @@ class DeviceSearch:
         self._failed = torch.zeros(batch, dtype=torch.bool, device=device)
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         self._position = torch.zeros(1, dtype=torch.long, device=device)  # of the tokens that are chosen next
-        self._lengths = torch.tensor([0.0, longest], dtype=torch.double, device=device)  # a live beam's, the longest's
-        self._length = self._lengths[:1]
+        # Of tokens; then by the rules: of a hypothesis that ends now, of a live beam after this step, of the longest.
+        lengths = (
+            *(first, search.length(first, first, ended=True), search.length(first + 1, first, ended=False)),
+            search.length(longest, first, ended=False),
+        )
+        self._lengths_at_first = torch.tensor(lengths, dtype=torch.double, device=device)
+        self._lengths = self._lengths_at_first.clone()
+        self._length, self._ending_length = self._lengths[:1], self._lengths[1:2]
         self._ranks = torch.arange(beams, device=device)
         self._places = torch.arange(beams, 2 * beams, device=device)[:, None]  # of the hypotheses kept
         self._ahead = torch.arange(2 * beams, device=device) - self._ranks[:, None]  # (K, 2K)
@@ -53,7 +61,7 @@ class DeviceSearch:
     def start(self, real: Tensor) -> None:
         """Begin where `real` (B,) is true; the other samples are padding, and done."""
         self._position.fill_(len(self.prompt))
-        self._length.fill_(len(self.prompt))
+        self._lengths.copy_(self._lengths_at_first)
         self._scores.copy_(self._first.expand_as(self._scores))
         scores, orders = self._kept
         scores.fill_(math.nan)
@@ -64,10 +72,9 @@ class DeviceSearch:
     def advance(self, logits: Tensor) -> None:
         """Choose the next tokens by the logits (B, K, V) of the live beams; what done samples have finished stays."""
         _, beams, vocab = logits.shape
-        logprobs = logits.float().log_softmax(-1)
-        logprobs[..., self._eos].masked_fill_(self._length < self._search.min_length, -math.inf)
-        totals = logprobs.add_(self._scores[..., None]).flatten(1)  # (B, K*V)
-        top, ids = totals.topk(2 * beams, dim=1)  # (B, 2K), best first
+        totals = ranked(logits, self._scores, self._search)  # (B, K, V)
+        totals[..., self._eos].masked_fill_(self._length < self._search.min_length, -math.inf)
+        top, ids = best(totals)  # (B, 2K)
         tokens, parents = self._candidates
         torch.div(ids, vocab, rounding_mode="floor", out=parents)
         torch.sub(ids, parents, alpha=vocab, out=tokens)
@@ -84,9 +91,9 @@ class DeviceSearch:
         self._history.index_copy_(0, self._position, self._chosen[None])
 
         self._finish(top[:, :beams], parents[:, :beams], ended[:, :beams], ends[:, :beams] > self.done[:, None])
-        self._position.add_(1)
-        self._length.add_(1)
         self.done.logical_or_(self._are_done())
+        self._position.add_(1)
+        self._lengths[:3].add_(1)
 
     def _finish(self, top: Tensor, parents: Tensor, ended: Tensor, ends: Tensor) -> None:
         """Add the live beams that end among the first K candidates, as `BeamHypotheses.add` does one after the other.
@@ -95,7 +102,8 @@ class DeviceSearch:
         it is better. Those after it are no better, and meet better ones.
         """
         count = len(self._ranks)
-        torch.div(top, self._length, out=self._ending[0])
+        torch.div(top, self._ending_length, out=self._ending[0])
+        self._round(self._ending[0])
         torch.add(torch.add(parents, self._ranks, alpha=count), self._length, alpha=count**2, out=self._ending[1])
         # Each of those kept (dimension 1) beside the others: of two equal ones the older counts as worse.
         (scores, orders), (others, other_orders) = self._kept[..., None], self._kept[:, :, None]
@@ -107,11 +115,20 @@ class DeviceSearch:
         self._kept.copy_(self._hypotheses.gather(2, source.expand(2, -1, -1)))
 
     def _are_done(self) -> Tensor:
-        """`Sample._is_done` for all, (B,), once their length has grown; where there is NaN no comparison holds."""
-        kept, best = self._kept[0], self._ending[0, :, :1]  # the score of the best candidate, had it ended
-        now, longest = (self._scores[:, :1] / self._lengths).split(1, dim=1)  # had the best live beam ended
-        done: Tensor = (kept >= torch.minimum(best, now)).all(1) | (kept > longest).any(1)
+        """`Sample._is_done` for all, (B,); where there is NaN no comparison holds."""
+        kept, first = self._kept[0], self._ending[0, :, :1]  # the score of the best candidate, had it ended
+        if len(self._ranks) == 1:
+            ended: Tensor = ~kept.isnan().squeeze(1)
+            return ended
+        # Had the best live beam ended after this step, or at last.
+        now, longest = self._round(self._scores[:, :1] / self._lengths[2:]).split(1, dim=1)
+        bound = torch.minimum(first, now) if self._search.rules == "lavis" else now
+        done: Tensor = (kept >= bound).all(1) | (kept > longest).any(1)
         return done
+
+    def _round(self, scores: Tensor) -> Tensor:
+        """As `Search.score` does it, in place."""
+        return scores if self._search.rules == "lavis" else scores.copy_(scores.float())
 
     def samples(self, batch: int) -> list[Sample]:
         """Read the first `batch` searches from the device, as they stand."""
@@ -133,7 +150,7 @@ class DeviceSearch:
 
     def _sample(self, rows: list[list[int]], lengths: list[int], state: list[float]) -> Sample:
         beams = self._search.num_beams
-        sample = Sample([], self._search, self._eos)
+        sample = Sample(self._begin, self._search, self._eos)
         sample.beams = rows[:beams]
         sample.scores, scores, orders = state[:beams], state[beams : 2 * beams], state[2 * beams : 3 * beams]
         added = sorted((order, place) for place, order in enumerate(orders) if order >= 0)
@@ -148,9 +165,9 @@ class DeviceSearch:
         return sample
 
 
-def agrees(device: torch.device, kind: type[DeviceSearch] = DeviceSearch) -> bool:
+def agrees(device: torch.device, search: Search, kind: type[DeviceSearch] = DeviceSearch) -> bool:
     """Whether `kind` finds on `device` what beam.py's search finds, with the same scores drawn at random."""
-    batch, words, search = 4, 48, Search(num_beams=3, min_length=5, max_length=16)
+    batch, words, search = 4, 48, replace(search, min_length=5, max_length=16)
     eos, pad = 2, 0
     prompt = torch.tensor([3, 4], device=device)
     generator = torch.Generator().manual_seed(0)

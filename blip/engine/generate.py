@@ -102,7 +102,7 @@ def match(
         B matches, a NonFiniteLogitsError in the place of one that failed.
     """
     ids, mask = _batch(model, texts, pixels)
-    if graphs and graphs.has_room(len(pixels)):
+    if graphs and graphs.has_room(*ids.shape):
         scores = graphs.run(pixels, ids, mask)
     else:
         scores = forward.match_scores(model, pixels, ids, mask)
@@ -152,7 +152,7 @@ def _answer_search(
     follow: bool,
 ) -> Iterator[list[Sample]]:
     ids, mask = _batch(model, questions, pixels)
-    if graphs and graphs.has_room(len(pixels)):
+    if graphs and graphs.has_room(*ids.shape):
         yield from graphs.run(follow, pixels, ids, mask)
         return
     prompt = answer_prompt(model).to(pixels.device).expand(len(pixels), -1)

@@ -89,10 +89,10 @@ class Inputs:
         batch = len(pixels)
         self.pixels[:batch].copy_(pixels)
         if ids is not None and mask is not None:
-            length = min(ids.shape[1], self.ids.shape[1])  # what is longer is padding
+            length = ids.shape[1]
             self.mask[:batch].zero_()
-            self.ids[:batch, :length].copy_(ids[:, :length])
-            self.mask[:batch, :length].copy_(mask[:, :length])
+            self.ids[:batch, :length].copy_(ids)
+            self.mask[:batch, :length].copy_(mask)
         self.real[:batch].fill_(True)
         self.real[batch:].fill_(False)
 
@@ -131,9 +131,9 @@ class Graphs:
         """The buckets that can be used, the smallest first."""
         return sorted(self._recorded)
 
-    def has_room(self, batch: int) -> bool:
-        """Whether there is a bucket for `batch` samples."""
-        return any(size >= batch for size in self._recorded)
+    def has_room(self, batch: int, length: int = 0) -> bool:
+        """Whether there is a bucket for `batch` samples with texts of `length` tokens."""
+        return length <= self.inputs.ids.shape[1] and any(size >= batch for size in self._recorded)
 
     def bucket(self, batch: int) -> int:
         """The smallest that holds `batch` samples."""

@@ -10,6 +10,8 @@ from blip.engine.encoders import Module, padded_length
 from blip.engine.generate import answer_prompt, caption_prompt
 from blip.engine.graphs import Graphs, Inputs, MatchGraphs, Recorder, TextGraphs
 
+LONGEST_TEXT = 48  # tokens that graphs have room for: all of LAVIS's texts; a longer one runs without
+
 
 @dataclass(frozen=True)
 class Model:
@@ -20,6 +22,7 @@ class Model:
         device: where it is.
         image_size: pixels a side.
         search: for the tasks that generate text.
+        library: whose results it gives, "lavis" or "transformers"; they treat texts and pictures differently.
         texts: on a GPU, for the tasks that generate text.
         matches: on a GPU, for the task that does not.
     """
@@ -28,6 +31,7 @@ class Model:
     device: torch.device
     image_size: int
     search: Search | None = None
+    library: str = "lavis"
     texts: TextGraphs | None = None
     matches: MatchGraphs | None = None
 
@@ -41,7 +45,7 @@ class Model:
         """The same model, with works for batches of up to `max_batch` recorded."""
         answers = hasattr(self.net, "text_encoder")
         # Of the texts that come with the images.
-        length = padded_length(self.net.text_encoder, self.net.max_txt_len) if answers else 1
+        length = padded_length(self.net.text_encoder, min(self.net.max_txt_len, LONGEST_TEXT)) if answers else 1
         inputs = Inputs.zeros(max_batch, self.image_size, length, self.device)
         if self.search is None:
             return replace(self, matches=MatchGraphs(self.net, inputs, record))

@@ -12,12 +12,11 @@ import signal
 import socket
 from pathlib import Path
 
-from PIL import Image
-
 from blip.errors import ImageError
 from blip.pictures import wire
 from blip.pictures.limits import CPU_SECONDS, LARGE, MEMORY, NICE
 from blip.pictures.reading import open_image
+from blip.pictures.resize import resized
 
 
 def main() -> None:
@@ -27,11 +26,11 @@ def main() -> None:
     with contextlib.suppress(ConnectionError, EOFError):
         _answer(connection, wire.READY)
         while True:
-            side, length = wire.REQUEST.unpack(_receive(connection, wire.REQUEST.size))
+            side, resize, length = wire.REQUEST.unpack(_receive(connection, wire.REQUEST.size))
             path = Path(os.fsdecode(_receive(connection, length)))
             _limit_time()
             try:
-                pixels = _pixels(path, side, connection)
+                pixels = _pixels(path, side, wire.RESIZES[resize], connection)
             except ImageError as error:
                 _answer(connection, wire.REFUSED, str(error).encode())
             except MemoryError:
@@ -65,8 +64,8 @@ def _limit_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
 
 
-def _pixels(path: Path, side: int, connection: socket.socket) -> bytes:
-    """The picture of a file as (side, side, 3) uint8, resized as torchvision's `Resize` does it."""
+def _pixels(path: Path, side: int, resize: str, connection: socket.socket) -> bytes:
+    """The picture of a file as (side, side, 3) uint8."""
 
     def admit(needed: int) -> None:
         if needed > LARGE:
@@ -78,7 +77,7 @@ def _pixels(path: Path, side: int, connection: socket.socket) -> bytes:
     _watch(connection, True)
     try:
         image = open_image(path, admit)
-        return image.resize((side, side), Image.Resampling.BICUBIC).tobytes()
+        return resized(image, side, resize)
     finally:
         _watch(connection, False)
 

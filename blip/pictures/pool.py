@@ -57,8 +57,13 @@ class Pool:
             decoder.reap()
         self._idle.clear()
 
-    async def pixels(self, path: Path, side: int) -> bytearray:
+    async def pixels(self, path: Path, side: int, resize: str = "lavis") -> bytearray:
         """The picture of a file as (side, side, 3) uint8, RGB; cancelling this ends its decoding at once.
+
+        Args:
+            path: the file.
+            side: pixels a side.
+            resize: whose, "lavis" or "transformers"; see `blip.pictures.resize`.
 
         Raises:
             ImageError: the file is not a usable image, or takes too much to decode.
@@ -66,7 +71,7 @@ class Pool:
         async with self._free:
             decoder = self._take()
             try:
-                kind, data = await self._decode(decoder, path, side)
+                kind, data = await self._decode(decoder, path, side, resize)
             except BaseException as error:
                 self._replace(decoder)
                 if isinstance(error, TimeoutError):
@@ -80,11 +85,12 @@ class Pool:
                 return data
             raise ImageError(data.decode())
 
-    async def _decode(self, decoder: "_Decoder", path: Path, side: int) -> tuple[int, bytearray]:
+    async def _decode(self, decoder: "_Decoder", path: Path, side: int, resize: str) -> tuple[int, bytearray]:
         name = os.fsencode(path.absolute())
+        request = wire.REQUEST.pack(side, wire.RESIZES.index(resize), len(name))
         await decoder.started()
         async with asyncio.timeout(SECONDS):
-            kind, data = await decoder.ask(wire.REQUEST.pack(side, len(name)) + name, 3 * side**2)
+            kind, data = await decoder.ask(request + name, 3 * side**2)
         if kind == wire.LARGE:
             async with self._room.of(*wire.NUMBER.unpack(data)), asyncio.timeout(SECONDS):
                 return await decoder.ask(wire.GO, 3 * side**2)

@@ -2,8 +2,10 @@
 
 import struct
 
-#: A request: the side of the square that the picture is resized to, and how many bytes of its path follow.
-REQUEST = struct.Struct("!HH")
+#: A request: the side of the square that the picture is resized to, whose resize it is, and how many bytes of its path
+#: follow.
+REQUEST = struct.Struct("!HBH")
+RESIZES = ("lavis", "transformers")
 #: An answer: its kind, and how many bytes follow.
 ANSWER = struct.Struct("!BI")
 

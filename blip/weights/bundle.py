@@ -2,19 +2,19 @@
 
     manifest.json                       format, name, dtype, source, note; size and SHA-256 of every file
     vocab.txt                           WordPiece vocabulary, one token a line
-    caption/ answer/ match/             config.json (dimensions) + model.safetensors
+    caption/ answer/ match/             config.json (dimensions) + model.safetensors, and vocab.txt where it is another
 
-A bundle is written under a temporary name and renamed when it is complete, so a directory
-with the final name is always whole.
+It has one task, two, or all three. A bundle is written under a temporary name and renamed when it is complete, so a
+directory with the final name is always whole.
 """
 
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,13 @@ from blip.errors import BundleError
 if TYPE_CHECKING:  # a bundle can be verified while torch is being imported
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # format 1 always has three tasks of LAVIS's
 TASKS = ("caption", "answer", "match")
 MANIFEST = "manifest.json"
 VOCABULARY = "vocab.txt"
-FILES = (VOCABULARY, *(f"{task}/{name}" for task in TASKS for name in ("config.json", "model.safetensors")))
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FILES = (VOCABULARY, *(f"{task}/{name}" for task in TASKS for name in (CONFIG, WEIGHTS)))  # of one with all tasks
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. `open_bundle` has checked the manifest and the sizes; `verify` checks the hashes."""
+    """An opened bundle. `open_bundle` has checked the manifest and the sizes; `verify` checks the hashes.
+
+    Attributes:
+        path: its directory.
+        name: "demo", "pretrained", or "made" by `python -m blip bundle make`.
+        dtype: what the weights are stored as.
+        source: what it was made from, with sizes and hashes.
+        note: one sentence.
+        files: what it consists of, beside the manifest.
+        recipe: what `bundle make` was asked for, by task; empty for the others.
+        changes: what `bundle set` has changed since, in order.
+    """
 
     path: Path
     name: str
@@ -51,24 +64,56 @@ class Bundle:
     source: str
     note: str
     files: Mapping[str, Entry]
+    recipe: Mapping[str, str] = field(default_factory=dict)
+    changes: Sequence[str] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that it has a model for."""
+        return tuple(task for task in TASKS if f"{task}/{CONFIG}" in self.files)
+
+    def vocabulary(self, task: str) -> Path:
+        """The vocabulary of one task's model."""
+        own = f"{task}/{VOCABULARY}"
+        return self.path / (own if own in self.files else VOCABULARY)
 
     def verify(self) -> None:
-        """Hash every file, two at a time (hashlib releases the GIL).
+        """Hash every file.
 
         Raises:
             BundleError: a file's content is not what the manifest says.
         """
-        with ThreadPoolExecutor(2) as pool:
-            digests = pool.map(lambda name: digest(self.path / name), self.files)
-            for (name, entry), found in zip(self.files.items(), digests, strict=True):
+        for difference in self.altered():
+            raise BundleError(f"{difference}; restore the bundle.")
+
+    def missing(self) -> Iterator[str]:
+        """Name the files that are not there in the size that the manifest says."""
+        for name, entry in self.files.items():
+            file = self.path / name
+            size = _size(file)
+            if size != entry.size:
+                found = "is missing" if size is None else f"has {size} bytes"
+                yield f"{file} {found} and {MANIFEST} says {entry.size} bytes"
+
+    def altered(self) -> Iterator[str]:
+        """Name the files of the right size whose content is not what the manifest says."""
+        whole = {name: entry for name, entry in self.files.items() if _size(self.path / name) == entry.size}
+        with ThreadPoolExecutor(2) as pool:  # hashlib releases the GIL
+            digests = pool.map(lambda name: digest(self.path / name), whole)
+            for (name, entry), found in zip(whole.items(), digests, strict=True):
                 if found != entry.sha256:
-                    raise BundleError(
-                        f"{self.path / name} was altered: its SHA-256 is not the one in {MANIFEST}; restore the bundle."
-                    )
+                    yield f"{self.path / name} was altered: its SHA-256 is not the one in {MANIFEST}"
+
+    def unknown(self) -> Iterator[str]:
+        """Name the files that the manifest does not know."""
+        known = {self.path / name for name in (*self.files, MANIFEST)}
+        for file in sorted(self.path.rglob("*")):
+            if not file.is_dir() and file not in known:
+                yield f"{file} is not in {MANIFEST}"
 
     def config(self, task: str) -> dict[str, Any]:
         """The dimensions, image size, prompt and lengths of one task's model."""
-        return _read_json(self.path / task / "config.json")
+        return _read_json(self.path / task / CONFIG)
 
     def tensors(self, task: str) -> "dict[str, Tensor]":
         """One task's weights by parameter name, in the bundle's dtype, on the CPU.
@@ -78,7 +123,7 @@ class Bundle:
         Raises:
             BundleError: the file is not a safetensors file.
         """
-        path = self.path / task / "model.safetensors"
+        path = self.path / task / WEIGHTS
         tensors = {}
         try:
             with safe_open(path, framework="pt") as file:
@@ -99,6 +144,18 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: there is no bundle, its format is not ours, or a file is missing or short.
     """
+    bundle = read_manifest(path)
+    for difference in bundle.missing():
+        raise BundleError(f"{difference}; restore the bundle.")
+    return bundle
+
+
+def read_manifest(path: Path) -> Bundle:
+    """The bundle that the manifest in `path` describes; its files are not looked at.
+
+    Raises:
+        BundleError: there is no manifest, or it is not one of ours.
+    """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise BundleError(
@@ -106,23 +163,31 @@ def open_bundle(path: Path) -> Bundle:
             "set BLIP_WEIGHTS to demo, pretrained or a bundle directory."
         )
     manifest = _read_json(manifest_path)
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in READABLE:
         raise BundleError(
             f"{manifest_path} has bundle format {manifest.get('format')!r} and this release reads format {FORMAT}; "
-            "update the software or rebuild the bundle with scripts/download_models."
+            "update the software or make the bundle anew."
         )
     try:
-        files = {name: Entry(**manifest["files"][name]) for name in FILES}
-        bundle = Bundle(path, manifest["name"], manifest["dtype"], manifest["source"], manifest["note"], files)
-    except (KeyError, TypeError) as error:
+        files = {name: Entry(**entry) for name, entry in manifest["files"].items()}
+        tasks = TASKS if manifest["format"] == 1 else [task for task in TASKS if f"{task}/{CONFIG}" in files]
+        needed = {VOCABULARY, *(f"{task}/{name}" for task in tasks for name in (CONFIG, WEIGHTS))}
+        absent = sorted(needed - files.keys()) if tasks else ["a task"]
+        strange = sorted(files.keys() - needed - {f"{task}/{VOCABULARY}" for task in tasks})
+        if absent or strange:
+            raise KeyError(", ".join(absent) if absent else f"it names {strange[0]}, which no bundle has")
+        return Bundle(
+            path,
+            manifest["name"],
+            manifest["dtype"],
+            manifest["source"],
+            manifest["note"],
+            files,
+            manifest.get("recipe", {}),
+            manifest.get("changes", []),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
         raise BundleError(f"{manifest_path} is incomplete ({error}); restore the bundle.") from error
-    for name, entry in files.items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != entry.size:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise BundleError(f"{file} {found} and {MANIFEST} says {entry.size} bytes; restore the bundle.")
-    return bundle
 
 
 class BundleWriter:
@@ -132,27 +197,54 @@ class BundleWriter:
     (replacing a bundle that is there), leaving it by an exception removes what was written.
     """
 
-    def __init__(self, path: Path, *, name: str, dtype: str, source: str, note: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        dtype: str,
+        source: str,
+        note: str,
+        recipe: Mapping[str, str] | None = None,
+        changes: Sequence[str] = (),
+    ) -> None:
         self.path = path
-        self._manifest = {"format": FORMAT, "name": name, "dtype": dtype, "source": source, "note": note}
+        self._manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "name": name,
+            "dtype": dtype,
+            "source": source,
+            "note": note,
+            **({"recipe": dict(recipe)} if recipe else {}),
+            **({"changes": list(changes)} if changes else {}),
+        }
+        self._files: dict[str, Entry | None] = {}  # in order; None for what is still to be hashed
 
     def __enter__(self) -> "BundleWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = Path(tempfile.mkdtemp(prefix=_temporary_prefix(self.path), dir=self.path.parent))
+        self._partial = Path(tempfile.mkdtemp(prefix=temporary_prefix(self.path), dir=self.path.parent))
         return self
 
-    def vocabulary(self, tokens: Sequence[str]) -> None:
-        """Write the WordPiece vocabulary; a token's line number is its id."""
-        (self._partial / VOCABULARY).write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    def vocabulary(self, tokens: Sequence[str], task: str | None = None) -> None:
+        """Write the WordPiece vocabulary, or that of one task where it is another; a token's line is its id."""
+        path = self._place(VOCABULARY if task is None else f"{task}/{VOCABULARY}")
+        path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+
+    def config(self, task: str, config: Mapping[str, Any]) -> None:
+        """Write one task's config."""
+        self._place(f"{task}/{CONFIG}").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def link(self, name: str, source: Path, entry: Entry) -> None:
+        """Take a file of another bundle on the same disk as it is, with what its manifest says of it."""
+        self._place(name).hardlink_to(source)
+        self._files[name] = entry
 
     def model(self, task: str, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> None:
         """Write one task's config and weights; tied weights are given once."""
         from safetensors.torch import save_file
 
-        directory = self._partial / task
-        directory.mkdir()
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        path = directory / "model.safetensors"
+        self.config(task, config)
+        path = self._place(f"{task}/{WEIGHTS}")
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
             path.chmod(0o644)  # safetensors makes it private
@@ -168,17 +260,24 @@ class BundleWriter:
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
+    def _place(self, name: str) -> Path:
+        path = self._partial / name
+        path.parent.mkdir(exist_ok=True)
+        self._files[name] = None
+        return path
+
     def _publish(self) -> None:
         files = {
-            name: {"size": (self._partial / name).stat().st_size, "sha256": digest(self._partial / name)}
-            for name in FILES
+            name: asdict(entry or Entry((self._partial / name).stat().st_size, digest(self._partial / name)))
+            for name, entry in self._files.items()
         }
         manifest = json.dumps({**self._manifest, "files": files}, indent=2) + "\n"
         (self._partial / MANIFEST).write_text(manifest, encoding="utf-8")
+        read_manifest(self._partial)
         self._partial.chmod(0o755)  # mkdtemp makes it private
         if self.path.exists():
             check_replaceable(self.path)
-            retired = Path(tempfile.mkdtemp(prefix=_temporary_prefix(self.path), dir=self.path.parent))
+            retired = Path(tempfile.mkdtemp(prefix=temporary_prefix(self.path), dir=self.path.parent))
             self.path.rename(retired / self.path.name)
             self._partial.rename(self.path)
             shutil.rmtree(retired)
@@ -199,11 +298,12 @@ def check_replaceable(path: Path) -> None:
 def remove_leftovers(path: Path) -> None:
     """Remove what killed writers of the bundle `path` left behind; no writer may be running."""
     for leftover in path.parent.iterdir():
-        if leftover.name.startswith(_temporary_prefix(path)):
+        if leftover.name.startswith(temporary_prefix(path)):
             shutil.rmtree(leftover)
 
 
-def _temporary_prefix(path: Path) -> str:
+def temporary_prefix(path: Path) -> str:
+    """How the names begin of what is written beside `path` before it is complete."""
     return f".{path.name}.partial-"
 
 
@@ -211,6 +311,11 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     """A file's digest in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _size(file: Path) -> int | None:
+    """In bytes; None where there is no file."""
+    return file.stat().st_size if file.is_file() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import requests
@@ -26,10 +26,10 @@ Report = Callable[[str], None]  # takes one line of progress
 
 @dataclass(frozen=True)
 class File:
-    """A file as its publisher serves it; `size` in bytes."""
+    """A file as its publisher serves it; `size` in bytes, None where only the server knows it."""
 
     url: str
-    size: int
+    size: int | None
     sha256: str | None = None
 
     @property
@@ -46,7 +46,7 @@ class File:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             raise BundleError(f"{path} is missing; download it from {self.url}.")
-        if size != self.size:
+        if self.size is not None and size != self.size:
             raise BundleError(f"{path} has {size} bytes instead of {self.size}; download it again from {self.url}.")
         if self.sha256 and digest(path) != self.sha256:
             raise BundleError(f"{path} was altered: its SHA-256 is not {self.sha256}; download it again.")
@@ -59,6 +59,47 @@ def received(file: File, directory: Path) -> int:
     return max((path.stat().st_size for path in paths if path.exists()), default=0)
 
 
+def sized(file: File, directory: Path, report: Report) -> File:
+    """`file` with its size: as it is published, as it lies in `directory`, or as its server says.
+
+    Raises:
+        BundleError: the server cannot be reached, or does not say.
+    """
+    path = directory / file.name
+    if file.size is not None or path.exists():
+        return replace(file, size=path.stat().st_size if file.size is None else file.size)
+    for attempt in range(ATTEMPTS):
+        try:
+            headers = {"Accept-Encoding": "identity"}
+            with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                _check_status(file, response.status_code, 200)
+                length = response.headers.get("Content-Length", "")
+            break
+        except requests.RequestException as error:
+            if attempt == ATTEMPTS - 1 or isinstance(error, ValueError):  # ValueError: not an http(s) URL
+                raise _unreachable(file, error) from error
+            report(f"{file.name}: {type(error).__name__}, trying again.")
+            time.sleep(BACKOFF * 2**attempt)
+    if not length.isdecimal():
+        raise BundleError(f"{file.url} does not say how long it is; download it yourself and give the file.")
+    return replace(file, size=int(length))
+
+
+def _check_status(file: File, status: int, *good: int) -> None:
+    """Raise HTTPError for what may be different in a moment, BundleError for what will not."""
+    if status in (408, 429) or status >= 500:
+        raise requests.HTTPError(f"status {status}")
+    if status not in good:
+        raise BundleError(f"{file.url} was refused with HTTP status {status}; check the network or BLIP_MIRROR.")
+
+
+def _unreachable(file: File, error: Exception) -> BundleError:
+    return BundleError(
+        f"{file.url} cannot be downloaded ({type(error).__name__}); check the network, set BLIP_MIRROR, or give the "
+        "files yourself as docs/models.md says."
+    )
+
+
 def fetch(file: File, directory: Path, report: Report) -> Path:
     """Download `file` into `directory`, continuing what is there, and return its path.
 
@@ -68,6 +109,8 @@ def fetch(file: File, directory: Path, report: Report) -> Path:
         BundleError: the server cannot be reached, refuses, or has another file.
     """
     directory.mkdir(exist_ok=True)
+    file = sized(file, directory, report)
+    assert file.size is not None
     path, partial = directory / file.name, directory / f"{file.name}.partial"
     best, failures = received(file, directory), 0
     with requests.Session() as session:
@@ -81,10 +124,7 @@ def fetch(file: File, directory: Path, report: Report) -> Path:
                 failures = 0 if size > best else failures + 1
                 best = max(best, size)
                 if failures == ATTEMPTS or isinstance(error, ValueError):  # ValueError: not an http(s) URL
-                    raise BundleError(
-                        f"{file.url} cannot be downloaded ({type(error).__name__}); check the network, set "
-                        "BLIP_MIRROR, or give downloaded files to scripts/download_models --from."
-                    ) from error
+                    raise _unreachable(file, error) from error
                 report(f"{file.name}: {type(error).__name__}, trying again.")
                 time.sleep(BACKOFF * 2 ** max(0, failures - 1))
     return file.check(path)
@@ -105,14 +145,12 @@ def _receive(session: requests.Session, file: File, partial: Path, report: Repor
     headers = {"Accept-Encoding": "identity"}
     if origin["version"] and offset:
         headers.update({"Range": f"bytes={offset}-", "If-Range": origin["version"]})
+    assert file.size is not None
     if offset == file.size:
         return
     with session.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         status = response.status_code
-        if status in (408, 429) or status >= 500:
-            raise requests.HTTPError(f"status {status}")
-        if status not in (200, 206):
-            raise BundleError(f"{file.url} was refused with HTTP status {status}; check the network or BLIP_MIRROR.")
+        _check_status(file, status, 200, 206)
         if status == 200:
             total = response.headers.get("Content-Length", str(file.size))
             if int(total) != file.size:

@@ -11,13 +11,13 @@ from blip.engine.beam import Search
 from blip.engine.graphs import CudaRecorder
 from blip.engine.model import Model
 from blip.lavis import build, fill, make_tokenizer
-from blip.weights.bundle import TASKS, VOCABULARY, Bundle
+from blip.weights.bundle import Bundle
 
 
 def load_models(
     bundle: Bundle, device: torch.device, dtype: str, *, max_batch: int = 1, cuda_graphs: bool = False
 ) -> dict[str, Model]:
-    """Build the three models of `bundle` on `device` in the precision `dtype`, keyed by task.
+    """Build the models of `bundle` on `device` in the precision `dtype`, keyed by task.
 
     On a GPU, works for batches of up to `max_batch` are captured and proven here, if `cuda_graphs`.
 
@@ -27,26 +27,32 @@ def load_models(
     """
     precision.check(device, dtype)
     loaded = torch.float32 if dtype == "int8" else getattr(torch, dtype)
-    tokenizer = load_tokenizer(bundle)
-    configs = {task: bundle.config(task) for task in TASKS}
-    nets = {task: build(task, config, tokenizer) for task, config in configs.items()}
+    configs = {task: bundle.config(task) for task in bundle.tasks}
+    tokenizers: dict[str, Any] = {}  # those that are the same are made once
+    nets = {}
+    for task, config in configs.items():
+        key = f"{bundle.vocabulary(task)} {config.get('tokenizer')}"
+        tokenizers[key] = tokenizers.get(key) or load_tokenizer(bundle, task)
+        nets[task] = build(task, config, tokenizers[key])
 
     def load(task: str) -> Model:
         weights = bundle.path / task / "model.safetensors"
         fill(nets[task], bundle.tensors(task), device, loaded, where=f"{weights}")
         config = configs[task]
         search = None if task == "match" else Search.of(config)
-        return Model(precision.prepare(nets[task], device, dtype), device, config["image_size"], search)
+        net = precision.prepare(nets[task], device, dtype)
+        return Model(net, device, config["image_size"], search, config.get("library", "lavis"))
 
     with ThreadPoolExecutor(2) as pool:  # reading and converting weights keeps one core busy each
-        models = dict(zip(TASKS, pool.map(load, TASKS), strict=True))
+        models = dict(zip(configs, pool.map(load, configs), strict=True))
     if device.type == "cuda" and cuda_graphs:
         models = _with_graphs(models, device, max_batch)
     return models
 
 
 def _with_graphs(models: dict[str, Model], device: torch.device, max_batch: int) -> dict[str, Model]:
-    if not device_beam.agrees(device):
+    searches = {model.search for model in models.values() if model.search}
+    if not all(device_beam.agrees(device, search) for search in searches):
         print("Everything runs without CUDA graphs: the search on this device chooses other words.", flush=True)
         return models
     record = CudaRecorder()
@@ -59,6 +65,6 @@ def _with_graphs(models: dict[str, Model], device: torch.device, max_batch: int)
         torch.cuda.empty_cache()  # what was used to record and to prove
 
 
-def load_tokenizer(bundle: Bundle) -> Any:
-    """The tokenizer for the bundle's vocabulary."""
-    return make_tokenizer(bundle.path / VOCABULARY)
+def load_tokenizer(bundle: Bundle, task: str) -> Any:
+    """The tokenizer of one task's model."""
+    return make_tokenizer(bundle.vocabulary(task), bundle.config(task).get("tokenizer"))

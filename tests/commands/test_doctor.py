@@ -31,7 +31,7 @@ def test_the_doctor_says_what_runs_and_where() -> None:
     assert (lines["blip"], lines["cog"], lines["torch"].partition("+")[0]) == (blip.__version__, "0.16.12", "2.8.0")
     assert lines["device"] == "cpu"
     assert lines["precisions"].startswith("float32")
-    assert lines["weights"] == f"demo (float16) at {ROOT / 'weights' / 'demo'}, whole"
+    assert lines["weights"] == f"demo (float16) for caption, answer, match at {ROOT / 'weights' / 'demo'}, whole"
     assert lines["precision"] == "float32"
     assert "BLIP_DEVICE=cpu, BLIP_WEIGHTS=demo" in lines["settings"]
 

@@ -52,7 +52,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(
         table=table,
         prompt=torch.randint(0, 1000, (batch, prompt_length), generator=generator),
-        search=Search(draw(st.integers(2, 5)), draw(st.integers(0, max_length)), max_length),
+        search=Search(draw(st.integers(1, 5)), draw(st.integers(0, max_length)), max_length),
         eos_token_id=eos_token_id,
     )
 

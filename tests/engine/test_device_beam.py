@@ -23,7 +23,8 @@ class Case:
         words = rng.randint(7, 60)
         prompt = rng.randint(1, 4)
         longest = prompt + rng.randint(1, 13)
-        self.search = Search(rng.randint(2, 5), rng.randint(0, longest), longest)
+        rules = rng.choice(["lavis", "lavis", "transformers"])
+        self.search = Search(rng.randint(1, 5), rng.randint(0, longest), longest, rules)
         self.prompt = torch.randint(3, words, (prompt,), generator=generator)
         table = torch.randn(longest, self.batch, words, words, generator=generator) * rng.uniform(0.2, 6)
         if seed % 3 == 0:
@@ -88,13 +89,18 @@ def test_both_searches_choose_the_same_words_at_every_step(part: int) -> None:
     assert searches >= 2500
 
 
-def test_a_device_that_searches_as_python_does_agrees() -> None:
-    assert agrees(torch.device("cpu"))
+SEARCHES = (Search(3, 5, 16), Search(1, 5, 16), Search(4, 5, 16, "transformers"))
 
 
-def test_a_device_that_searches_otherwise_does_not_agree() -> None:
-    class Greedy(DeviceSearch):
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_device_that_searches_as_python_does_agrees(search: Search) -> None:
+    assert agrees(torch.device("cpu"), search)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_device_that_searches_otherwise_does_not_agree(search: Search) -> None:
+    class Other(DeviceSearch):
         def advance(self, logits: Tensor) -> None:
-            super().advance(logits * 1.5)
+            super().advance(logits * -1.5)
 
-    assert not agrees(torch.device("cpu"), Greedy)
+    assert not agrees(torch.device("cpu"), search, Other)

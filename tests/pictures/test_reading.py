@@ -288,7 +288,7 @@ def test_the_pixels_are_what_lavis_makes_of_the_published_picture(tmp_path: Path
     wanted = import_lavis().blip_processors.BlipImageEvalProcessor(image_size=side)(published(ORDINARY[kind]))
     resized = opened(tmp_path, ORDINARY[kind]).resize((side, side), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized))[None]
-    assert normalise(pixel_values(), pixels)[0].equal(wanted)
+    assert normalise(pixel_values({}), pixels)[0].equal(wanted)
 
 
 DAMAGES = {

@@ -5,12 +5,22 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from blip.errors import BundleError
-from blip.weights.bundle import FILES, MANIFEST, TASKS, Bundle, BundleWriter, open_bundle, remove_leftovers
+from blip.weights.bundle import (
+    FILES,
+    MANIFEST,
+    TASKS,
+    Bundle,
+    BundleWriter,
+    open_bundle,
+    read_manifest,
+    remove_leftovers,
+)
 
 TENSORS = {"layer.weight": torch.arange(200.0).reshape(10, 20), "layer.bias": torch.ones(10)}
 
@@ -64,16 +74,65 @@ def test_an_altered_file_is_named_when_the_bundle_is_verified(path: Path, name: 
         open_bundle(path).verify()
 
 
-def edit_manifest(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
+def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((path / MANIFEST).read_text())
     edit(manifest)
     (path / MANIFEST).write_text(json.dumps(manifest))
 
 
 def test_a_newer_format_is_refused_with_both_numbers(path: Path) -> None:
-    edit_manifest(path, lambda manifest: manifest.update(format=2))
-    with pytest.raises(BundleError, match="bundle format 2 and this release reads format 1; update the software"):
+    edit_manifest(path, lambda manifest: manifest.update(format=3))
+    with pytest.raises(BundleError, match="bundle format 3 and this release reads format 2; update the software"):
         open_bundle(path)
+
+
+def test_a_bundle_of_the_first_format_is_read_and_has_every_task(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(format=1))
+    assert open_bundle(path).tasks == TASKS
+    edit_manifest(path, lambda manifest: manifest["files"].pop("answer/config.json"))
+    with pytest.raises(BundleError, match=rf"{path / MANIFEST} is incomplete .*answer/config\.json"):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("tasks", [("caption",), ("answer", "match")])
+def test_a_bundle_may_have_one_task_or_two(tmp_path: Path, tasks: tuple[str, ...]) -> None:
+    with BundleWriter(tmp_path / "some", name="some", dtype="float32", source="", note="") as writer:
+        writer.vocabulary(["[PAD]"])
+        for task in tasks:
+            writer.model(task, {}, TENSORS)
+        writer.vocabulary(["[PAD]", "dog"], tasks[-1])
+    bundle = open_bundle(tmp_path / "some")
+    bundle.verify()
+    assert bundle.tasks == tasks
+    assert bundle.vocabulary(tasks[-1]).read_text() == "[PAD]\ndog\n"
+    assert bundle.vocabulary(tasks[0]).parent.name == (tasks[0] if len(tasks) == 1 else "some")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "caption/../../secret", "/etc/passwd", "caption/other", "more/config.json"]
+)
+def test_a_manifest_that_names_other_files_is_refused(path: Path, name: str) -> None:
+    edit_manifest(path, lambda manifest: manifest["files"].update({name: {"size": 1, "sha256": ""}}))
+    with pytest.raises(BundleError, match=rf"incomplete .*it names {name}, which no bundle has"):
+        open_bundle(path)
+
+
+def test_every_difference_is_named(path: Path) -> None:
+    (path / "caption" / "config.json").unlink()
+    short = path / "match" / "model.safetensors"
+    short.write_bytes(short.read_bytes()[:-1])
+    content = bytearray((path / "vocab.txt").read_bytes())
+    content[0] ^= 1
+    (path / "vocab.txt").write_bytes(content)
+    (path / "caption" / "more.txt").write_text("?")
+    bundle = read_manifest(path)
+    found = [*bundle.missing(), *bundle.altered(), *bundle.unknown()]
+    assert [line.partition(" ")[0].removeprefix(f"{path}/") for line in found] == [
+        "caption/config.json",
+        "match/model.safetensors",
+        "vocab.txt",
+        "caption/more.txt",
+    ]
 
 
 @pytest.mark.parametrize("key", ["name", "dtype", "source", "note", "files"])
@@ -99,7 +158,7 @@ def test_weights_that_are_no_safetensors_file_are_named(path: Path) -> None:
 def test_a_writer_that_fails_leaves_the_bundle_that_was_there(path: Path) -> None:
     before = open_bundle(path)
     writer = BundleWriter(path, name="new", dtype="float32", source="", note="")
-    with pytest.raises(FileNotFoundError), writer:
+    with pytest.raises(BundleError, match="is incomplete"), writer:
         writer.vocabulary(["[PAD]"])  # and no models
     assert open_bundle(path) == before
     assert list(path.parent.iterdir()) == [path]

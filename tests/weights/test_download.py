@@ -133,7 +133,7 @@ def test_without_a_network_one_sentence_says_what_can_be_done(mirror: Mirror, tm
         fetched(mirror, tmp_path)
     assert re.fullmatch(
         r"http://\S+/x\.pth cannot be downloaded \(ConnectionError\); check the network, set BLIP_MIRROR, "
-        r"or give downloaded files to scripts/download_models --from\.",
+        r"or give the files yourself as docs/models.md says\.",
         str(caught.value),
     )
 

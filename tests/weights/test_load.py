@@ -31,7 +31,7 @@ def test_every_parameter_is_filled_and_nothing_is_left_on_the_meta_device(demo: 
 
 
 def filled(demo: Bundle, task: str) -> Any:
-    net = build(task, demo.config(task), load_tokenizer(demo))
+    net = build(task, demo.config(task), load_tokenizer(demo, task))
     fill(net, demo.tensors(task), CPU, torch.float32, where="the-file")
     return net
 
@@ -74,7 +74,7 @@ def test_missing_unused_and_misshapen_tensors_are_refused_by_file_and_key(
 ) -> None:
     tensors = demo.tensors("match")
     spoil(tensors)
-    net = build("match", demo.config("match"), load_tokenizer(demo))
+    net = build("match", demo.config("match"), load_tokenizer(demo, "match"))
     with pytest.raises(BundleError, match=sentence):
         fill(net, tensors, CPU, torch.float32, where="the-file")
 

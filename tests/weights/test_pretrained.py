@@ -28,7 +28,8 @@ from blip.lavis import fill
 from blip.weights import download
 from blip.weights.bundle import TASKS, BundleWriter, digest, open_bundle
 from blip.weights.load import load_models, load_tokenizer
-from blip.weights.pretrained import DTYPES, Upstream, build, ensure, published
+from blip.weights.making import DTYPES
+from blip.weights.pretrained import Upstream, build, ensure, published
 from tests.weights.small_upstream import Mirror
 
 
@@ -106,10 +107,10 @@ def test_the_logits_are_those_of_lavis_with_its_own_loader(
     build(small.upstream, out, "float32", print)
     bundle = open_bundle(out)
     config = bundle.config(task)
-    ours = lavis.build(task, config, load_tokenizer(bundle))
+    ours = lavis.build(task, config, load_tokenizer(bundle, task))
     fill(ours, bundle.tensors(task), torch.device("cpu"), torch.float32, where=task)
     monkeypatch.setattr(lavis, "_MetaParameters", contextlib.nullcontext)
-    stock = lavis.build(task, config, load_tokenizer(bundle))
+    stock = lavis.build(task, config, load_tokenizer(bundle, task))
     stock.load_checkpoint(str(small.directory / NAMES[task]))
     found, expected = (logits(task, net.eval(), config["image_size"]) for net in (ours, stock))
     assert torch.equal(found, expected)

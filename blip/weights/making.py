@@ -1,0 +1,114 @@
+"""What every making of a bundle does: alone in its directory, with room on the disk, from weights that fit."""
+
+import contextlib
+import fcntl
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from blip.errors import BundleError
+from blip.lavis import interpolate_positions
+from blip.weights.bundle import digest, remove_leftovers
+from blip.weights.download import Report
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+DOWNLOADS = "blip-downloads"  # beside the bundle, removed when it is finished
+POSITIONS = "visual_encoder.pos_embed"
+
+
+@contextmanager
+def alone(out: Path, report: Report, *, keep: bool = False) -> Iterator[Path]:
+    """Have the directory of the bundle `out` for this process; gives where to download to.
+
+    What a killed process left is removed first, and the downloads at last, unless `keep` or something failed.
+
+    Raises:
+        BundleError: the disk is full, or nothing can be written there.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        downloads = out.parent / DOWNLOADS
+        with (out.parent / ".blip.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report(f"Waiting for another process that makes a bundle in {out.parent}.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            remove_leftovers(out)
+            yield downloads
+            if not keep:
+                shutil.rmtree(downloads, ignore_errors=True)
+    except OSError as error:
+        where = error.filename or out.parent
+        raise BundleError(
+            f"{where} cannot be written: {error.strerror or error}; make room or set its permissions and run again."
+        ) from error
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Refuse to begin where the disk of `directory` has less than `needed` bytes.
+
+    Raises:
+        BundleError: it says both numbers.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < needed * 1.01:
+        raise BundleError(
+            f"{directory} has {free / 1e9:.2f} GB free and the bundle with its downloads needs "
+            f"{needed / 1e9:.2f} GB; free space or choose another disk."
+        )
+
+
+def stored_size(net: nn.Module, dtype: str) -> int:
+    """The bytes of the parameters of `net` in a bundle of that dtype."""
+    return sum(parameter.numel() for parameter in net.parameters()) * DTYPES[dtype].itemsize
+
+
+def strip(net: nn.Module, state: dict[str, Tensor], path: Path, dtype: str) -> dict[str, Tensor]:
+    """The parameters of `net` from a checkpoint's `state` in `dtype`, each tied one once; nothing else.
+
+    Position embeddings for another size of image are interpolated, as LAVIS does when it loads them.
+
+    Raises:
+        BundleError: naming `path` and the weight that is missing, misshapen, ambiguous or not finite.
+    """
+    names: dict[nn.Parameter, list[str]] = {}  # parameters compare by identity
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    for name in state.keys() - {name for tied in names.values() for name in tied}:
+        del state[name]  # an old-format checkpoint is all in memory
+    tensors = {}
+    for parameter, (name, *others) in names.items():
+        copies = [state.pop(copy) for copy in (name, *others) if copy in state]
+        if not copies:
+            raise BundleError(f"{path} lacks the weight {name}: it is not the checkpoint that belongs here.")
+        tensor = copies[0]
+        if name == POSITIONS:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints
+                tensor = interpolate_positions(tensor, net)
+        if tensor.shape != parameter.shape:
+            shapes = f"{list(tensor.shape)} instead of {list(parameter.shape)}"
+            raise BundleError(f"{path} has the weight {name} with shape {shapes}: it does not belong here.")
+        if not all(torch.equal(tensor, copy) for copy in copies[1:]):
+            raise BundleError(f"{path} has different values for {name} and {others[0]}, which are one weight.")
+        tensors[name] = tensor.to(DTYPES[dtype])
+        if not tensors[name].isfinite().all():
+            raise BundleError(
+                f"{path} has values in the weight {name} that {DTYPES[dtype]} cannot hold; fetch it again."
+            )
+    return tensors
+
+
+def describe(path: Path) -> str:
+    """A file's name, size and hash, as a manifest says what a bundle was made from."""
+    return f"{path.name} {path.stat().st_size} bytes sha256:{digest(path)}"
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """The tokens of a vocabulary file, in the order of their ids."""
+    return path.read_bytes().decode().removesuffix("\n").split("\n")

@@ -1,0 +1,75 @@
+"""What can be chosen for a model after it is made: beams, lengths, the prompt; each within what the model can do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from blip.errors import BundleError
+
+MOST_BEAMS = 32  # of which each has a place in memory for every token
+#: The settings of each task's config.json that can be changed.
+SETTINGS = {
+    "caption": ("num_beams", "min_length", "max_length", "prompt"),
+    "answer": ("num_beams", "min_length", "max_length", "max_txt_len"),
+    "match": ("max_txt_len",),
+}
+LONGEST_PROMPT = 1000  # characters
+
+
+def changed(given: str, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, Any]:
+    """The task, the setting and the value of `caption.num_beams=5`.
+
+    Raises:
+        BundleError: the bundle has no such task, the task no such setting, or the value is of another type.
+    """
+    name, equals, value = given.partition("=")
+    task, dot, setting = name.partition(".")
+    if not equals or not dot:
+        raise BundleError(f"{given} is no setting; write TASK.SETTING=VALUE, such as caption.num_beams=5.")
+    if task not in configs:
+        raise BundleError(f"{given} is about a task that the bundle does not have; it has {', '.join(configs)}.")
+    if setting not in SETTINGS[task]:
+        raise BundleError(f"{given} is no setting of {task}, which has {', '.join(SETTINGS[task])}.")
+    if setting == "prompt":
+        return task, setting, value
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        raise BundleError(f"{given} is no number; write one, such as {name}=5.")
+    return task, setting, int(value)
+
+
+def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """`config` when the model can do what it says, its prompt written as the model's own words are.
+
+    Raises:
+        BundleError: it names the setting, its value and the limit.
+    """
+    positions = config["text"]["max_position_embeddings"]
+    if task != "match":
+        begin = 1
+        if task == "caption":
+            config = {**config, "prompt": _prompt(config["prompt"], tokenizer)}
+            begin = len(tokenizer(config["prompt"]).input_ids) - 1  # without the end token
+        _within(task, config, "num_beams", 1, min(MOST_BEAMS, (config["text"]["vocab_size"] - 1) // 2))
+        _within(task, config, "max_length", begin + 1, positions)
+        _within(task, config, "min_length", 0, config["max_length"])
+    if task != "caption":
+        _within(task, config, "max_txt_len", 3, positions)
+    return dict(config)
+
+
+def _within(task: str, config: Mapping[str, Any], name: str, least: int, most: int) -> None:
+    value = config[name]
+    if not isinstance(value, int) or not least <= value <= most:
+        raise BundleError(f"{task}.{name}={value} is beyond the model; set it to a number from {least} to {most}.")
+
+
+def _prompt(prompt: str, tokenizer: Any) -> str:
+    """The prompt as it comes back at the beginning of a caption, where it is cut off by its length."""
+    if len(prompt) > LONGEST_PROMPT:
+        raise BundleError(f"caption.prompt has {len(prompt)} characters; use {LONGEST_PROMPT} at most.")
+    ids = tokenizer(prompt).input_ids[1:-1]
+    if tokenizer.unk_token_id in ids:
+        raise BundleError(f"caption.prompt={prompt} has a word that the model's vocabulary lacks; use another.")
+    if set(ids) & set(tokenizer.all_special_ids):
+        raise BundleError(f"caption.prompt={prompt} has a special token; use words.")
+    words: str = tokenizer.decode(ids)
+    return f"{words} " if words else ""

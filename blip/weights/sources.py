@@ -1,0 +1,271 @@
+"""Where a task's model can come from: a model of LAVIS's, a checkpoint file, or a model in Hugging Face's layout."""
+
+import errno
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from blip.errors import BundleError
+from blip.weights import hugging_face, published
+from blip.weights.checkpoint import read_checkpoint
+from blip.weights.download import Report, fetch, received, sized
+from blip.weights.making import describe, read_vocabulary
+from blip.weights.shapes import PURPOSES, check_kind, dimensions
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to be converted.
+
+    Attributes:
+        config: its config.json in the bundle.
+        vocabulary: tokens by id.
+        path: the file or directory that it is read from, for errors.
+    """
+
+    config: Mapping[str, Any]
+    vocabulary: list[str]
+    path: Path
+
+
+class Source(ABC):
+    """What a user named. `open` comes first, then `fetch`, `origin` and `state`.
+
+    Attributes:
+        is_known: whether its weights are a publisher's; what a user gave must not have weights of another model.
+    """
+
+    is_known: ClassVar[bool] = False
+
+    @abstractmethod
+    def recipe(self) -> str:
+        """What it is, with the hash of each file that a user gave."""
+
+    @abstractmethod
+    def open(self, downloads: Path, report: Report) -> Model:
+        """Find out all but the weights.
+
+        Raises:
+            BundleError: it is not a BLIP for the task, or cannot be reached.
+        """
+
+    def missing_bytes(self, downloads: Path) -> int:  # noqa: ARG002
+        """How much is still to be downloaded."""
+        return 0
+
+    def fetch(self, downloads: Path, report: Report) -> None:  # noqa: B027 - most have nothing to fetch
+        """Download what is still missing.
+
+        Raises:
+            BundleError: it cannot be fetched.
+        """
+
+    def origin(self) -> str:
+        """What it is made from: the recipe, or more."""
+        return self.recipe()
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """All weights by LAVIS's names, and what else the file has.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+
+    def discard(self) -> None:  # noqa: B027
+        """Remove what was downloaded and turned out to be damaged, so that the next run fetches it again."""
+
+
+class Published(Source):
+    """A model that LAVIS names."""
+
+    is_known = True
+
+    def __init__(self, task: str, model_type: str) -> None:
+        self._name = f"{published.MODELS[task][0]} {model_type}"
+        self._file, self._config = published.checkpoint(task, model_type)
+        self._path: Path | None = None
+
+    def recipe(self) -> str:
+        """LAVIS's name."""
+        return self._name
+
+    def open(self, downloads: Path, report: Report) -> Model:
+        """Fetch the vocabulary, and ask how long the checkpoint is."""
+        words = read_vocabulary(fetch(published.vocabulary(), downloads, report))
+        self._file = sized(self._file, downloads, report)
+        return Model(self._config, words, downloads / self._file.name)
+
+    def missing_bytes(self, downloads: Path) -> int:
+        """Of the checkpoint."""
+        return (self._file.size or 0) - received(self._file, downloads)
+
+    def origin(self) -> str:
+        """LAVIS's name, and the file with its hash."""
+        assert self._path is not None
+        return f"{self._name}, {describe(self._path)}"
+
+    def fetch(self, downloads: Path, report: Report) -> None:
+        """Download the checkpoint."""
+        self._path = fetch(self._file, downloads, report)
+
+    def state(self) -> dict[str, Tensor]:
+        """Read the checkpoint."""
+        assert self._path is not None
+        return read_checkpoint(self._path)
+
+    def discard(self) -> None:
+        """Remove the checkpoint."""
+        assert self._path is not None
+        self._path.unlink()
+
+
+class Checkpoint(Source):
+    """A checkpoint file of LAVIS or BLIP. Its vocabulary lies beside it as vocab.txt, or is BERT's."""
+
+    def __init__(self, task: str, path: Path) -> None:
+        self._task, self._path = task, path
+
+    def recipe(self) -> str:
+        """The file with its size and hash."""
+        return describe(self._path)
+
+    def open(self, downloads: Path, report: Report) -> Model:
+        """Read the dimensions off the weights."""
+        state = _plain(read_checkpoint(self._path))
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        check_kind(self._task, shapes, self._path)
+        defaults = published.DEFAULTS[self._task]
+        config = {**defaults, **dimensions(self._task, shapes, self._path)}
+        config["max_txt_len"] = min(config["max_txt_len"], config["text"]["max_position_embeddings"])
+        beside = self._path.with_name("vocab.txt")
+        words = read_vocabulary(beside if beside.is_file() else fetch(published.vocabulary(), downloads, report))
+        size = config["text"]["vocab_size"]
+        added = [token for token in ("[DEC]", "[ENC]") if token not in words]
+        if len(words) + len(added) != size:
+            raise BundleError(
+                f"{self._path} has embeddings of {size} tokens and its vocabulary {len(words) + len(added)}; "
+                f"put its own beside it as {beside.name}."
+            )
+        return Model(config, words, self._path)
+
+    def state(self) -> dict[str, Tensor]:
+        """Read it again; between the two another source may have needed the memory."""
+        return _plain(read_checkpoint(self._path))
+
+
+class HuggingFace(Source):
+    """A directory in the layout of Hugging Face's transformers."""
+
+    def __init__(self, task: str, directory: Path) -> None:
+        self._task, self.directory = task, directory
+
+    def recipe(self) -> str:
+        """Its files, each with its size and hash."""
+        files = {path for pattern in hugging_face.FILES for path in self.directory.glob(pattern)}
+        files |= set(hugging_face.weight_files(self.directory))
+        return f"{self.directory.name}: {', '.join(describe(path) for path in sorted(files))}"
+
+    def open(self, downloads: Path, report: Report) -> Model:  # noqa: ARG002
+        """Read its settings and compare them with the shapes of its weights."""
+        settings = hugging_face.read(self.directory / "config.json")
+        if settings.get("model_type") == "blip":  # else `config` says what it is
+            check_kind(self._task, shapes := hugging_face.shapes(self.directory), self.directory)
+        else:
+            shapes = {}
+        config = hugging_face.config(self.directory, self._task, shapes)
+        words = hugging_face.vocabulary(self.directory, config["text"]["vocab_size"])
+        return Model(config, words, self.directory)
+
+    def state(self) -> dict[str, Tensor]:
+        """Read its weights."""
+        return hugging_face.state(self.directory)
+
+
+class Hub(Source):
+    """A repository on Hugging Face's hub, or on the server that HF_ENDPOINT names."""
+
+    def __init__(self, task: str, repository: str) -> None:
+        self._task, self._repository = task, repository
+        self._local: HuggingFace | None = None
+
+    def recipe(self) -> str:
+        """Its name."""
+        return self._repository
+
+    def open(self, downloads: Path, report: Report) -> Model:
+        """Download it: the hub's own library resumes and checks."""
+        directory = downloads / self._repository.replace("/", "--")
+        self._fetch([*hugging_face.FILES], directory)
+        hugging_face.read(directory / "config.json")
+        report(f"Fetching the weights of {self._repository}.")
+        for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
+            self._fetch([pattern], directory)
+            if any(directory.glob(pattern)):
+                break
+        self._local = HuggingFace(self._task, directory)
+        return self._local.open(downloads, report)
+
+    def origin(self) -> str:
+        """Its name, and its files with their hashes."""
+        assert self._local is not None
+        return self._local.recipe().replace(self._local.directory.name, self._repository, 1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Read its weights."""
+        assert self._local is not None
+        return self._local.state()
+
+    def _fetch(self, patterns: list[str], directory: Path) -> None:
+        from huggingface_hub import snapshot_download
+
+        try:
+            snapshot_download(self._repository, allow_patterns=patterns, local_dir=directory)
+        except Exception as error:  # it has many, and those of the library under it
+            if getattr(error, "errno", None) in DISK:
+                raise
+            raise BundleError(
+                f"{self._repository} cannot be fetched from the hub ({type(error).__name__}); check its name, the "
+                "network and HF_TOKEN, or give a directory."
+            ) from error
+
+
+def find(task: str, given: str) -> Source:
+    """The source that `given` names for a task.
+
+    Raises:
+        BundleError: it names nothing.
+    """
+    for other, (model, types) in published.MODELS.items():
+        prefix, _, name = given.replace("/", " ").partition(" ")
+        name = name if prefix == model else given
+        if name in types:
+            if other != task:
+                raise BundleError(f"{given} is a model for {PURPOSES[other]}; give it with --{other}.")
+            return Published(task, name)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return HuggingFace(task, path)
+    if path.is_file():
+        return Checkpoint(task, path)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", given) and path.suffix not in FILE_ENDINGS:
+        return Hub(task, given)
+    known = ", ".join(published.MODELS[task][1])
+    raise BundleError(
+        f"{given} is no model of LAVIS's for {PURPOSES[task]} ({known}), no file and no directory; give one of them."
+    )
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that distributed training gives all names."""
+    if state and all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
