@@ -20,7 +20,7 @@ from blip.folder.questions import BUSY, Question, output_of
 if TYPE_CHECKING:
     from blip.service import Service
 
-AT_A_TIME = 24  # pictures that one server is asked about: a batch of 16 runs while 8 wait, and others find slots
+AT_A_TIME = 30  # pictures that one server is asked about: a batch of 16 runs while 14 wait, and others find slots
 TIMEOUT = (5, 300)  # seconds to connect, and without a byte; a slow server takes long for so many
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds that a server that does not answer is left alone, doubled each time
 TRIES = 10  # for a picture that servers do not answer, or only with an error of theirs
