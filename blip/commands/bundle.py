@@ -21,7 +21,11 @@ def main(given: Sequence[str]) -> int:
     try:
         status: int = arguments.run(arguments)
     except UserError as error:
-        print(f"bundle {arguments.command}: {error}", file=sys.stderr)
+        line = str(error).replace("\n", " ")  # of what a file holds
+        print(f"bundle {arguments.command}: {line}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"bundle {arguments.command}: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
         return 1
     return status
 

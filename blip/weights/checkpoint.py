@@ -19,7 +19,7 @@ from blip.errors import BundleError
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of the state dict in `path`: under the key "model" if there is one, else at the top.
+    """The tensors of the state dict in `path`: under "model" or "state_dict" if there is such a key, else at the top.
 
     Both formats of torch.save are read. Those of the zip format stay on disk, memory-mapped, until
     they are used; the older format is read whole.
@@ -38,7 +38,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # on a malformed file the parsers can raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BundleError(f"{path} is not a readable PyTorch checkpoint ({reason}); fetch it again.") from error
-    state = content.get("model", content) if isinstance(content, Mapping) else None
+    state = content.get("model", content.get("state_dict", content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise BundleError(f"{path} holds no model weights; fetch the checkpoint again.")
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}

@@ -5,7 +5,6 @@ image_processing_backends.py). What this release cannot follow is refused by nam
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from blip.errors import BundleError
 from blip.weights.checkpoint import read_checkpoint
+from blip.weights.making import check_vocabulary, read_vocabulary
 from blip.weights.shapes import dimensions
 
 ARCHITECTURES = {
@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "answer": "BlipForQuestionAnswering",
     "match": "BlipForImageTextRetrieval",
 }
+LARGEST = 1e30  # of any number that a setting may have
 BICUBIC = 3  # of Pillow's Resampling
 #: The files that make a model, as patterns; of weights safetensors come first.
 FILES = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.txt")
@@ -67,17 +68,22 @@ _OTHER_SEARCHES = {
     "do_sample": False,
     "length_penalty": 1.0,
     "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
-    "num_beam_groups": 1,
-    "early_stopping": False,
-    "penalty_alpha": None,
-    "diversity_penalty": 0.0,
     "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "early_stopping": False,
+    "num_return_sequences": 1,
+    "remove_invalid_values": False,
+    **dict.fromkeys(
+        (
+            *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "force_words_ids"),
+            *("forced_bos_token_id", "forced_eos_token_id", "max_new_tokens", "min_new_tokens", "max_time"),
+            *("penalty_alpha", "exponential_decay_length_penalty", "guidance_scale", "stop_strings", "constraints"),
+            *("watermarking_config", "dola_layers", "prompt_lookup_num_tokens"),
+        )
+    ),
 }
 _NAMES = (
     ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
@@ -92,7 +98,6 @@ _IN_LAYER = (
     ("layer_norm1.", "norm1."),
     ("layer_norm2.", "norm2."),
 )
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
 def config(directory: Path, task: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def config(directory: Path, task: str, shapes: Mapping[str, Sequence[int]]) -> d
     if architecture != ARCHITECTURES[task]:
         right = next((name for name, known in ARCHITECTURES.items() if known == architecture), None)
         fix = f"give it with --{right}" if right else f"give one of {', '.join(ARCHITECTURES.values())}"
-        raise BundleError(f"{path} is of a {architecture}; {fix}.")
+        raise BundleError(f"{path} is of a {architecture!r}; {fix}.")
     text = {**_TEXT, **_mapping(given.get("text_config"))}
     vision = {**_VISION, **_mapping(given.get("vision_config"))}
     for part, settings in (("text", text), ("vision", vision)):
@@ -183,7 +188,9 @@ def _pixels(directory: Path, image_size: int) -> dict[str, Any]:
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     if size not in (image_size, [image_size, image_size]):
-        raise BundleError(f"{path} has a size of {given['size']} and the model takes {image_size}; make them the same.")
+        raise BundleError(
+            f"{path} has a size of {given['size']!r} and the model takes {image_size}; make them the same."
+        )
     for name in ("do_resize", "do_rescale", "do_normalize", "resample"):
         if given[name] != _PIXELS[name]:
             raise BundleError(f"{path} has {name} {given[name]!r}; only {_PIXELS[name]!r} can be followed.")
@@ -230,21 +237,12 @@ def vocabulary(directory: Path, size: int | None = None) -> list[str]:
         BundleError: there is none that BERT's tokenizer reads, or it is larger than the model.
     """
     plain, whole = directory / "vocab.txt", directory / "tokenizer.json"
-    if plain.is_file():
-        path, words = plain, plain.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    elif whole.is_file():
-        path, model = whole, _mapping(read(whole).get("model"))
-        ids = _mapping(model.get("vocab"))
-        if model.get("type", "WordPiece") != "WordPiece" or sorted(ids.values(), key=str) != sorted(
-            range(len(ids)), key=str
-        ):
-            raise BundleError(f"{whole} has no WordPiece vocabulary, which a BLIP needs; give the model's own.")
-        words = sorted(ids, key=ids.__getitem__)
+    if whole.is_file():  # transformers takes it first
+        path, words = whole, _words(whole)
+    elif plain.is_file():
+        path, words = plain, read_vocabulary(plain)
     else:
         raise BundleError(f"{directory} has neither vocab.txt nor tokenizer.json; add the model's vocabulary.")
-    for token in _SPECIAL:
-        if token not in words:
-            raise BundleError(f"{path} lacks the token {token}, which a BLIP needs; give the model's own vocabulary.")
     if size is None:
         return words
     if not isinstance(size, int) or len(words) > size:
@@ -252,6 +250,21 @@ def vocabulary(directory: Path, size: int | None = None) -> list[str]:
     missing = size - len(words)
     names = ["[DEC]", "[ENC]"] if "[DEC]" not in words else []
     return [*words, *[*names, *(f"[unnamed {index}]" for index in range(missing))][:missing]]
+
+
+def _words(path: Path) -> list[str]:
+    """The tokens of a tokenizer.json, in the order of their ids."""
+    given = read(path)
+    model = _mapping(given.get("model"))
+    ids = _mapping(model.get("vocab"))
+    places = {value: word for word, value in ids.items() if isinstance(value, int) and not isinstance(value, bool)}
+    if model.get("type", "WordPiece") != "WordPiece" or sorted(places) != list(range(len(ids))):
+        raise BundleError(f"{path} has no WordPiece vocabulary, which a BLIP needs; give the model's own.")
+    for token in _list(given.get("added_tokens")):
+        content = _mapping(token).get("content")
+        if content not in (*ids, "[DEC]", "[ENC]"):
+            raise BundleError(f"{path} has the added token {content!r}, which this server's tokenizer cannot have.")
+    return check_vocabulary(path, [places[place] for place in range(len(ids))])
 
 
 def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -361,7 +374,7 @@ def _number(path: Path, settings: Mapping[str, Any], name: str) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def _is_place(value: Any, words: Sequence[str]) -> bool:

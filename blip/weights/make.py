@@ -81,6 +81,7 @@ def change(path: Path, given: Iterable[str], report: Report) -> Bundle:
     """
     with alone(path, report):
         bundle = open_bundle(path)
+        bundle.verify()
         configs = {task: bundle.config(task) for task in bundle.tasks}
         changes = list(bundle.changes)
         for text in given:

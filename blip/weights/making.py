@@ -110,5 +110,36 @@ def describe(path: Path) -> str:
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """The tokens of a vocabulary file, in the order of their ids."""
-    return path.read_bytes().decode().removesuffix("\n").split("\n")
+    """The tokens of a vocabulary file, in the order of their ids.
+
+    Raises:
+        BundleError: it is not UTF-8, or not a vocabulary.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8; give the model's own vocabulary.") from error
+    return check_vocabulary(path, text.replace("\r\n", "\n").removesuffix("\n").split("\n"))
+
+
+def check_vocabulary(path: Path, words: list[str]) -> list[str]:
+    """`words`, when each is a token of its own that fits on a line.
+
+    Raises:
+        BundleError: one is there twice, has a line break, or a token that every BLIP needs is missing.
+    """
+    seen: set[str] = set()
+    for word in words:
+        if word in seen or "\n" in word or "\r" in word or (not word.isascii() and _has_surrogates(word)):
+            shown = ascii(word[:50])
+            raise BundleError(f"{path} has the token {shown} twice, in two lines or damaged; give the model's own.")
+        seen.add(word)
+    for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
+        if token not in seen:
+            raise BundleError(f"{path} lacks the token {token}, which a BLIP needs; give the model's own vocabulary.")
+    return words
+
+
+def _has_surrogates(word: str) -> bool:
+    """Whether it cannot be written as UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in word)

@@ -23,6 +23,11 @@ from blip.weights.checkpoint import read_checkpoint
 
 STATE = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), half=torch.ones(4, dtype=torch.float16))
 
+WRAPS: list[Callable[[Any], Any]] = [
+    lambda state: state,
+    lambda state: {"model": state, "epoch": 3},
+    lambda state: {"state_dict": state, "epoch": 3},
+]
 both_formats = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 
 
@@ -37,8 +42,8 @@ def assert_state(found: dict[str, Tensor]) -> None:
 
 
 @both_formats
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
-def test_a_state_dict_is_read_at_the_top_or_under_model(
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_state_dict_is_read_at_the_top_or_under_its_key(
     tmp_path: Path, legacy: bool, wrap: Callable[[Any], Any]
 ) -> None:
     assert_state(read_checkpoint(save(wrap(STATE), tmp_path / "x.pth", legacy)))

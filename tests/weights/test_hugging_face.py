@@ -201,7 +201,7 @@ def edit(path: Path, **changes: Any) -> None:
     [
         ("config.json", {"model_type": "blip-2"}, r"is of a 'blip-2' model and not of a BLIP; give a BLIP\.$"),
         ("config.json", {"model_type": ["clip"]}, r"is of a \['clip'\] model and not of a BLIP"),
-        ("config.json", {"architectures": ["BlipModel"]}, r"is of a BlipModel; give one of BlipForCond"),
+        ("config.json", {"architectures": ["BlipModel"]}, r"is of a 'BlipModel'; give one of BlipForCond"),
         ("config.json", {"architectures": ["BlipForQuestionAnswering"]}, r"; give it with --answer\.$"),
         ("config.json", {"text_config": {"hidden_size": 64}}, r"says text hidden_size 64 and the weights have 48"),
         ("config.json", {"text_config": {"num_hidden_layers": 10**9}}, r"text num_hidden_layers 1000000000 and the"),
@@ -211,6 +211,14 @@ def edit(path: Path, **changes: Any) -> None:
         ("config.json", {"text_config": {"num_attention_heads": 0}}, r"num_attention_heads 0; a whole number from 1"),
         ("config.json", {"text_config": {"layer_norm_eps": "x"}}, r"has layer_norm_eps 'x'; a number above 0"),
         ("config.json", {"text_config": {"repetition_penalty": 1.5}}, r"repetition_penalty 1\.5, which this server"),
+        ("config.json", {"text_config": {"layer_norm_eps": 10**400}}, r"; a number above 0 is needed\.$"),
+        ("config.json", {"text_config": {"max_new_tokens": 4}}, r"asks for max_new_tokens 4, which this server cannot"),
+        ("config.json", {"architectures": ["a\nb"]}, r"is of a 'a\\nb'; give one of"),
+        ("preprocessor_config.json", {"rescale_factor": 10**400}, r"rescale_factor .*; a number above 0 is needed"),
+        ("preprocessor_config.json", {"image_std": [1, 10**400, 1]}, r"three numbers are needed\.$"),
+        ("tokenizer.json", {"added_tokens": [{"content": "zebra", "id": 52}]}, r"the added token 'zebra', which this"),
+        ("tokenizer.json", {"model": {"vocab": {"[PAD]": [0]}}}, r"has no WordPiece vocabulary, which a BLIP needs"),
+        ("tokenizer.json", {"model": {"type": "BPE"}}, r"has no WordPiece vocabulary, which a BLIP needs"),
         ("config.json", {"text_config": {"max_length": 10**6}}, r"max_length=1000000 is beyond the model"),
         ("config.json", {"text_config": {"bos_token_id": 10**6}}, r"bos_token_id 1000000, which is no token's\.$"),
         ("config.json", {"text_config": {"sep_token_id": 1}}, r"has sep_token_id 1, which is not \[SEP\]'s\.$"),
@@ -243,8 +251,11 @@ def test_settings_that_do_not_fit_are_one_sentence_that_names_the_file(
         (lambda path: (path / "model.safetensors").unlink(), r"has no model\.safetensors and no pytorch_model\.bin"),
         (lambda path: (path / "model.safetensors").write_bytes(b"\xff" * 99), r"is not a readable safetensors file"),
         (lambda path: truncate(path / "model.safetensors"), r"is not a readable safetensors file"),
-        (lambda path: (path / "vocab.txt").write_text("the\ndog\n"), r"vocab\.txt lacks the token \[PAD\]"),
-        (lambda path: add(path / "vocab.txt", 3), r"has \d+ tokens and the model \d+; give the model's own"),
+        (lambda path: only_vocabulary(path).write_text("the\ndog\n"), r"vocab\.txt lacks the token \[PAD\]"),
+        (lambda path: only_vocabulary(path).write_bytes(b"\xff"), r"vocab\.txt is not UTF-8; give the model's own"),
+        (lambda path: add(only_vocabulary(path), "dog\n"), r"has the token 'dog' twice, in two lines or damaged"),
+        (lambda path: add(only_vocabulary(path), "x\ny\nz\n"), r"has \d+ tokens and the model \d+; give the model's"),
+        (lambda path: only_vocabulary(path).unlink(), r"has neither vocab\.txt nor tokenizer\.json; add the model's"),
     ],
 )
 def test_damaged_files_are_one_sentence(
@@ -261,8 +272,13 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def add(path: Path, count: int) -> None:
-    path.write_text(path.read_text() + "".join(f"more{index}\n" for index in range(count)))
+def only_vocabulary(path: Path) -> Path:
+    (path / "tokenizer.json").unlink()
+    return path / "vocab.txt"
+
+
+def add(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
 
 
 def test_a_model_for_another_task_is_refused_with_the_right_option(oracle: Oracle, tmp_path: Path) -> None:
