@@ -21,7 +21,7 @@ def main(given: Sequence[str]) -> int:
     try:
         status: int = arguments.run(arguments)
     except UserError as error:
-        line = str(error).replace("\n", " ")  # of what a file holds
+        line = "".join(character if character.isprintable() else " " for character in str(error))  # names from files
         print(f"bundle {arguments.command}: {line}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -67,7 +67,7 @@ def _make(arguments: argparse.Namespace) -> int:
     from blip.weights.make import make
     from blip.weights.sources import find
 
-    given = {task: text for task in TASKS if (text := getattr(arguments, task))}
+    given = {task: text for task in TASKS if (text := getattr(arguments, task)) is not None}
     if not given:
         raise UserError("no model is named; give one or more of --caption, --answer and --match.")
     sources = {task: find(task, text) for task, text in given.items()}

@@ -41,7 +41,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     state = content.get("model", content.get("state_dict", content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise BundleError(f"{path} holds no model weights; fetch the checkpoint again.")
-    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise BundleError(f"{path} has {name} as something else than an array of numbers; save it as one.")
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether each of its numbers is in the file, in a way that every operation understands."""
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    # A view may show one number many times: a small file would take any amount of memory.
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _check_records(path: Path) -> None:

@@ -100,16 +100,11 @@ _IN_LAYER = (
 )
 
 
-def config(directory: Path, task: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The config.json of a bundle for the model in `directory`.
-
-    Args:
-        directory: in transformers' layout.
-        task: what the model shall do.
-        shapes: of its weights, by LAVIS's names.
+def check_architecture(directory: Path, task: str) -> None:
+    """Refuse another model than the task needs.
 
     Raises:
-        BundleError: it is another model, its settings do not fit its weights, or they cannot be followed.
+        BundleError: it says what it is.
     """
     path = directory / "config.json"
     given = read(path)
@@ -120,6 +115,21 @@ def config(directory: Path, task: str, shapes: Mapping[str, Sequence[int]]) -> d
         right = next((name for name, known in ARCHITECTURES.items() if known == architecture), None)
         fix = f"give it with --{right}" if right else f"give one of {', '.join(ARCHITECTURES.values())}"
         raise BundleError(f"{path} is of a {architecture!r}; {fix}.")
+
+
+def config(directory: Path, task: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The config.json of a bundle for the model in `directory`.
+
+    Args:
+        directory: in transformers' layout.
+        task: what the model shall do.
+        shapes: of its weights, by LAVIS's names.
+
+    Raises:
+        BundleError: its settings do not fit its weights, or they cannot be followed.
+    """
+    path = directory / "config.json"
+    given = read(path)
     text = {**_TEXT, **_mapping(given.get("text_config"))}
     vision = {**_VISION, **_mapping(given.get("vision_config"))}
     for part, settings in (("text", text), ("vision", vision)):

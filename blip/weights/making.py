@@ -17,6 +17,7 @@ from blip.weights.bundle import digest, remove_leftovers
 from blip.weights.download import Report
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that a weight may be given in
 DOWNLOADS = "blip-downloads"  # beside the bundle, removed when it is finished
 POSITIONS = "visual_encoder.pos_embed"
 
@@ -87,6 +88,8 @@ def strip(net: nn.Module, state: dict[str, Tensor], path: Path, dtype: str) -> d
         copies = [state.pop(copy) for copy in (name, *others) if copy in state]
         if not copies:
             raise BundleError(f"{path} lacks the weight {name}: it is not the checkpoint that belongs here.")
+        if any(copy.dtype not in NUMBERS for copy in copies):
+            raise BundleError(f"{path} has the weight {name} in {copies[0].dtype}; save it in float16 or float32.")
         tensor = copies[0]
         if name == POSITIONS:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints

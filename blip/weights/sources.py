@@ -1,6 +1,7 @@
 """Where a task's model can come from: a model of LAVIS's, a checkpoint file, or a model in Hugging Face's layout."""
 
 import errno
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -176,11 +177,9 @@ class HuggingFace(Source):
 
     def open(self, downloads: Path, report: Report) -> Model:  # noqa: ARG002
         """Read its settings and compare them with the shapes of its weights."""
-        settings = hugging_face.read(self.directory / "config.json")
-        if settings.get("model_type") == "blip":  # else `config` says what it is
-            check_kind(self._task, shapes := hugging_face.shapes(self.directory), self.directory)
-        else:
-            shapes = {}
+        hugging_face.check_architecture(self.directory, self._task)
+        shapes = hugging_face.shapes(self.directory)
+        check_kind(self._task, shapes, self.directory)
         config = hugging_face.config(self.directory, self._task, shapes)
         words = hugging_face.vocabulary(self.directory, config["text"]["vocab_size"])
         return Model(config, words, self.directory)
@@ -251,7 +250,7 @@ def find(task: str, given: str) -> Source:
             if other != task:
                 raise BundleError(f"{given} is a model for {PURPOSES[other]}; give it with --{other}.")
             return Published(task, name)
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if path.is_dir():
         return HuggingFace(task, path)
     if path.is_file():
@@ -265,7 +264,8 @@ def find(task: str, given: str) -> Source:
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that distributed training gives all names."""
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    """Without the prefixes that training programs give all names."""
+    for prefix in ("_orig_mod.", "module.", "model."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state

@@ -49,6 +49,27 @@ def test_a_state_dict_is_read_at_the_top_or_under_its_key(
     assert_state(read_checkpoint(save(wrap(STATE), tmp_path / "x.pth", legacy)))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(3, 3).to_sparse(),
+        lambda: torch.ones(3, 3).to_sparse_csr(),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+        lambda: torch.ones(3, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.ones(1).expand(10**12),
+    ],
+    ids=["sparse", "csr", "quantized", "meta", "nested", "expanded"],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's own, of kinds that it calls prototypes
+def test_what_is_no_array_of_numbers_is_refused_by_name(tmp_path: Path, make: Callable[[], Tensor]) -> None:
+    path = save({"model": {"layer.weight": make()}}, tmp_path / "x.pth", False)
+    with pytest.raises(
+        BundleError, match=r"x\.pth (has layer\.weight as something else than an array|is not a readable)"
+    ):
+        read_checkpoint(path)
+
+
 @both_formats
 def test_parameters_views_and_shared_storages_keep_their_values(tmp_path: Path, legacy: bool) -> None:
     base = torch.arange(12.0)

@@ -283,5 +283,5 @@ def add(path: Path, text: str) -> None:
 
 def test_a_model_for_another_task_is_refused_with_the_right_option(oracle: Oracle, tmp_path: Path) -> None:
     directory = oracle.make(tmp_path / "hf", "match")
-    with pytest.raises(BundleError, match=r"is a model for image-text matching; give it with --match\.$"):
+    with pytest.raises(BundleError, match=r"is of a 'BlipForImageTextRetrieval'; give it with --match\.$"):
         bundle(tmp_path / "bundle", "answer", directory)
