@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blip.errors import UserError
-from blip.weights.bundle import TASKS, Bundle, open_bundle, read_manifest
+from blip.weights.bundle import TASKS, Bundle, open_bundle, read_manifest, understanding
 
 DTYPES = ("float16", "float32")
 
@@ -112,12 +112,20 @@ def _print(bundle: Bundle) -> int:
     for line in bundle.changes:
         print(f"  set {line}")
     for task in bundle.tasks:
-        config = bundle.config(task)
-        size = sum(entry.size for name, entry in bundle.files.items() if name.startswith(f"{task}/"))
-        vision, text = config["vision"], config["text"]
-        print(f"{task}: {size / 1e6:,.0f} MB, as {config.get('library', 'lavis')} computes it")
-        print(f"  images of {config['image_size']} pixels; {vision['depth']} layers of {vision['embed_dim']}", end="")
-        print(f"; texts: {text['num_hidden_layers']} layers of {text['hidden_size']}, {text['vocab_size']} tokens")
-        names = ("num_beams", "min_length", "max_length", "max_txt_len", "prompt")
-        print("  " + ", ".join(f"{name}={config[name]!r}" for name in names if name in config))
+        with understanding(bundle.path, task):
+            print(_model(bundle, task))
     return 0
+
+
+def _model(bundle: Bundle, task: str) -> str:
+    """Three lines on a task's model."""
+    config = bundle.config(task)
+    size = sum(entry.size for name, entry in bundle.files.items() if name.startswith(f"{task}/"))
+    vision, text = config["vision"], config["text"]
+    names = ("num_beams", "min_length", "max_length", "max_txt_len", "prompt")
+    return (
+        f"{task}: {size / 1e6:,.0f} MB, as {config.get('library', 'lavis')} computes it\n"
+        f"  images of {config['image_size']} pixels; {vision['depth']} layers of {vision['embed_dim']}; "
+        f"texts: {text['num_hidden_layers']} layers of {text['hidden_size']}, {text['vocab_size']} tokens\n"
+        f"  {', '.join(f'{name}={config[name]!r}' for name in names if name in config)}"
+    )

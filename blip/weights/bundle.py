@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -190,6 +191,21 @@ def read_manifest(path: Path) -> Bundle:
         raise BundleError(f"{manifest_path} is incomplete ({error}); restore the bundle.") from error
 
 
+@contextmanager
+def understanding(path: Path, task: str) -> Iterator[None]:
+    """Say in one sentence where a config.json lacks a setting, or has one of another type, while it is worked with.
+
+    Raises:
+        BundleError: in place of what Python raises then.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        where = path / task / CONFIG
+        raise BundleError(f"{where} is not the configuration of a model ({reason}); make the bundle anew.") from error
+
+
 class BundleWriter:
     """Writes a bundle, one model at a time so that only one has to be in memory.
 
@@ -321,7 +337,7 @@ def _size(file: Path) -> int | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON ({error}); restore the bundle.") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path} does not hold a JSON object; restore the bundle.")

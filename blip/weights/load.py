@@ -11,7 +11,7 @@ from blip.engine.beam import Search
 from blip.engine.graphs import CudaRecorder
 from blip.engine.model import Model
 from blip.lavis import build, fill, make_tokenizer
-from blip.weights.bundle import Bundle
+from blip.weights.bundle import Bundle, understanding
 
 
 def load_models(
@@ -32,8 +32,9 @@ def load_models(
     nets = {}
     for task, config in configs.items():
         key = f"{bundle.vocabulary(task)} {config.get('tokenizer')}"
-        tokenizers[key] = tokenizers.get(key) or load_tokenizer(bundle, task)
-        nets[task] = build(task, config, tokenizers[key])
+        with understanding(bundle.path, task):
+            tokenizers[key] = tokenizers.get(key) or load_tokenizer(bundle, task)
+            nets[task] = build(task, config, tokenizers[key])
 
     def load(task: str) -> Model:
         weights = bundle.path / task / "model.safetensors"

@@ -22,6 +22,7 @@ from blip.weights.bundle import (
     check_replaceable,
     open_bundle,
     temporary_prefix,
+    understanding,
 )
 from blip.weights.download import Report
 from blip.weights.load import load_tokenizer
@@ -89,7 +90,9 @@ def change(path: Path, given: Iterable[str], report: Report) -> Bundle:
             configs[task][setting] = value
             changes = [line for line in changes if not line.startswith(f"{task}.{setting}=")]
             changes.append(f"{task}.{setting}={value}")
-        configs = {task: checked(task, config, load_tokenizer(bundle, task)) for task, config in configs.items()}
+        for task, config in configs.items():
+            with understanding(path, task):
+                configs[task] = checked(task, config, load_tokenizer(bundle, task))
         with BundleWriter(
             path,
             name=bundle.name,

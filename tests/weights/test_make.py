@@ -23,7 +23,7 @@ from benchmarks.scenes import texts_of
 from blip import engine, lavis
 from blip.errors import BundleError
 from blip.weights import download, published
-from blip.weights.bundle import open_bundle
+from blip.weights.bundle import BundleWriter, open_bundle
 from blip.weights.download import File
 from blip.weights.load import load_models
 from blip.weights.make import change, make
@@ -521,3 +521,26 @@ def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     assert ended.stderr == "bundle make: no model is named; give one or more of --caption, --answer and --match.\n"
     ended = bundle_command("show", tmp_path)
     assert ended.stderr.startswith(f"bundle show: There is no weights bundle at {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"vision": 5, "text": "x", "image_size": 30},
+        {"vision": {"depth": 1, "embed_dim": 2}, "text": [], "image_size": 30},
+    ],
+    ids=str,
+)
+def test_a_config_that_is_none_is_one_sentence(tmp_path: Path, config: dict[str, Any]) -> None:
+    with BundleWriter(tmp_path / "odd", name="odd", dtype="float32", source="", note="") as writer:
+        writer.vocabulary(SPECIAL)
+        writer.model("caption", config, {"weight": torch.zeros(1)})
+    sentence = r"odd/caption/config\.json is not the configuration of a model \(.*\); make the bundle anew\.$"
+    with pytest.raises(BundleError, match=sentence):
+        load_models(open_bundle(tmp_path / "odd"), CPU, "float32")
+    for arguments in (["caption.num_beams=2"], ["caption.prompt=a"]):
+        with pytest.raises(BundleError, match=sentence):
+            change(tmp_path / "odd", arguments, quiet)
+    ended = bundle_command("show", tmp_path / "odd")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
