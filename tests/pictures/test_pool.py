@@ -240,7 +240,7 @@ def test_what_decodes_for_nobody_is_ended_by_the_kernel(slow: Path) -> None:
     async def main() -> None:
         decoder, name = _Decoder(), os.fsencode(slow)
         decoder.wait()
-        kind, _ = await decoder.ask(wire.REQUEST.pack(8, len(name)) + name, 3 * 8**2)
+        kind, _ = await decoder.ask(wire.REQUEST.pack(8, 0, len(name)) + name, 3 * 8**2)
         assert kind == wire.LARGE
         request = asyncio.create_task(decoder.ask(wire.GO, 3 * 8**2))
         await until_decoding()
