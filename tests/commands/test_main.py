@@ -30,14 +30,12 @@ def test_the_commands_are_listed(arguments: tuple[str, ...]) -> None:
     ended = blip(*arguments)
     assert (ended.returncode, ended.stderr) == (0, "")
     listed = [line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  ")]
-    assert listed == ["client", "caption", "watch", "download", "doctor", "verify"]
+    assert listed == ["client", "caption", "watch", "download", "bundle", "doctor", "verify"]
 
 
 def test_an_unknown_command_is_one_sentence() -> None:
     ended = blip("paint")
-    sentence = (
-        "python -m blip: there is no command paint; choose one of client, caption, watch, download, doctor, verify.\n"
-    )
+    sentence = "python -m blip: there is no command paint; choose one of client, caption, watch, download, bundle, doctor, verify.\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", sentence)
 
 
