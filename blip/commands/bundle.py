@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blip.errors import UserError
-from blip.weights.bundle import TASKS, Bundle, open_bundle, read_manifest, understanding
-
-DTYPES = ("float16", "float32")
+from blip.weights.bundle import DTYPES, TASKS, Bundle, open_bundle, read_manifest, understanding
+from blip.weights.shapes import PURPOSES
 
 
 def main(given: Sequence[str]) -> int:
@@ -38,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("make", help="make a bundle of one task, two or three")
     make.add_argument("out", type=Path, metavar="OUT", help="the bundle's directory")
-    for task, purpose in (("caption", "captions"), ("answer", "answers"), ("match", "image-text matching")):
+    for task, purpose in PURPOSES.items():
         make.add_argument(f"--{task}", metavar="SOURCE", help=f"where the model for {purpose} comes from")
     make.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what weights are stored as (%(default)s)")
     make.add_argument(

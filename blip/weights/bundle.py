@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # a bundle can be verified while torch is being imported
 FORMAT = 2
 READABLE = (1, FORMAT)  # format 1 always has three tasks of LAVIS's
 TASKS = ("caption", "answer", "match")
+DTYPES = ("float16", "float32")  # that weights are stored in
 MANIFEST = "manifest.json"
 VOCABULARY = "vocab.txt"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -84,7 +86,7 @@ class Bundle:
         Raises:
             BundleError: a file's content is not what the manifest says.
         """
-        for difference in self.altered():
+        for difference in chain(self.missing(), self.altered()):
             raise BundleError(f"{difference}; restore the bundle.")
 
     def missing(self) -> Iterator[str]:
@@ -114,7 +116,7 @@ class Bundle:
 
     def config(self, task: str) -> dict[str, Any]:
         """The dimensions, image size, prompt and lengths of one task's model."""
-        return _read_json(self.path / task / CONFIG)
+        return read_json(self.path / task / CONFIG)
 
     def tensors(self, task: str) -> "dict[str, Tensor]":
         """One task's weights by parameter name, in the bundle's dtype, on the CPU.
@@ -163,7 +165,7 @@ def read_manifest(path: Path) -> Bundle:
             f"There is no weights bundle at {path}: {MANIFEST} is missing; "
             "set BLIP_WEIGHTS to demo, pretrained or a bundle directory."
         )
-    manifest = _read_json(manifest_path)
+    manifest = read_json(manifest_path)
     if manifest.get("format") not in READABLE:
         raise BundleError(
             f"{manifest_path} has bundle format {manifest.get('format')!r} and this release reads format {FORMAT}; "
@@ -334,11 +336,18 @@ def _size(file: Path) -> int | None:
     return file.stat().st_size if file.is_file() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, fix: str = "restore the bundle") -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        BundleError: the file is missing or something else; its sentence ends with `fix`.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); {fix}.") from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not valid JSON ({error}); restore the bundle.") from error
+        raise BundleError(f"{path} is not valid JSON ({error}); {fix}.") from error
     if not isinstance(content, dict):
-        raise BundleError(f"{path} does not hold a JSON object; restore the bundle.")
+        raise BundleError(f"{path} does not hold a JSON object; {fix}.")
     return content

@@ -4,7 +4,6 @@ The names and the meaning of the settings are those of transformers 5.23 (config
 image_processing_backends.py). What this release cannot follow is refused by name.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from blip.errors import BundleError
+from blip.weights.bundle import read_json
 from blip.weights.checkpoint import read_checkpoint
 from blip.weights.making import check_vocabulary, read_vocabulary
-from blip.weights.shapes import dimensions
+from blip.weights.shapes import Shapes, dimensions
 
 ARCHITECTURES = {
     "caption": "BlipForConditionalGeneration",
@@ -107,7 +107,7 @@ def check_architecture(directory: Path, task: str) -> None:
         BundleError: it says what it is.
     """
     path = directory / "config.json"
-    given = read(path)
+    given = _read(path)
     if given.get("model_type") != "blip":
         raise BundleError(f"{path} is of a {given.get('model_type')!r} model and not of a BLIP; give a BLIP.")
     architecture = (_list(given.get("architectures")) or [ARCHITECTURES[task]])[0]
@@ -117,8 +117,8 @@ def check_architecture(directory: Path, task: str) -> None:
         raise BundleError(f"{path} is of a {architecture!r}; {fix}.")
 
 
-def config(directory: Path, task: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The config.json of a bundle for the model in `directory`.
+def settings(directory: Path, task: str, shapes: Shapes) -> tuple[dict[str, Any], list[str]]:
+    """The config.json of a bundle for the model in `directory`, and its tokens by id.
 
     Args:
         directory: in transformers' layout.
@@ -129,29 +129,31 @@ def config(directory: Path, task: str, shapes: Mapping[str, Sequence[int]]) -> d
         BundleError: its settings do not fit its weights, or they cannot be followed.
     """
     path = directory / "config.json"
-    given = read(path)
+    given = _read(path)
     text = {**_TEXT, **_mapping(given.get("text_config"))}
     vision = {**_VISION, **_mapping(given.get("vision_config"))}
-    for part, settings in (("text", text), ("vision", vision)):
-        if settings["hidden_act"] != "gelu":
-            raise BundleError(f"{path} has a {part} hidden_act of {settings['hidden_act']!r}; only 'gelu' is known.")
-    heads = {part: _count(path, s, "num_attention_heads") for part, s in (("text", text), ("vision", vision))}
+    parts = {"text": text, "vision": vision}
+    for part, values in parts.items():
+        if values["hidden_act"] != "gelu":
+            raise BundleError(f"{path} has a {part} hidden_act of {values['hidden_act']!r}; only 'gelu' is known.")
+    heads = {part: _count(path, values, "num_attention_heads") for part, values in parts.items()}
     made = dimensions(task, shapes, directory, heads)
     _check_fit(path, made, text, vision)
+    words = _vocabulary(directory, made["text"]["vocab_size"])
     made["text"] |= {"layer_norm_eps": _number(path, text, "layer_norm_eps"), "pad_token_id": text["pad_token_id"]}
     made["vision"]["layer_norm_eps"] = _number(path, vision, "layer_norm_eps")
     search = {} if task == "match" else _search(path, text)
     prompt = {"prompt": ""} if task == "caption" else {}
-    longest = made["text"]["max_position_embeddings"]
-    return {
+    config = {
         "library": "transformers",
         **made,
         "pixels": _pixels(directory, made["image_size"]),
-        "tokenizer": _tokenizer(directory, text),
-        "max_txt_len": longest,
+        "tokenizer": _tokenizer(directory, text, words),
+        "max_txt_len": made["text"]["max_position_embeddings"],
         **prompt,
         **search,
     }
+    return config, words
 
 
 def _check_fit(path: Path, made: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
@@ -193,7 +195,7 @@ def _search(path: Path, text: Mapping[str, Any]) -> dict[str, int]:
 
 def _pixels(directory: Path, image_size: int) -> dict[str, Any]:
     path = directory / "preprocessor_config.json"
-    given = {**_PIXELS, **(read(path) if path.is_file() else {})}
+    given = {**_PIXELS, **(_read(path) if path.is_file() else {})}
     size = given.get("size", image_size)
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
@@ -217,11 +219,10 @@ def _pixels(directory: Path, image_size: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer(directory: Path, text: Mapping[str, Any]) -> dict[str, Any]:
+def _tokenizer(directory: Path, text: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """What a BertTokenizer needs beside the vocabulary, and the tokens that texts begin with."""
     path = directory / "tokenizer_config.json"
-    given = read(path) if path.is_file() else {}
-    words = vocabulary(directory, text["vocab_size"])
+    given = _read(path) if path.is_file() else {}
     for name, token in (("sep_token_id", "[SEP]"), ("pad_token_id", "[PAD]")):
         if not _is_place(text[name], words) or words[text[name]] != token:
             raise BundleError(f"{directory / 'config.json'} has {name} {text[name]!r}, which is not {token}'s.")
@@ -238,13 +239,10 @@ def _tokenizer(directory: Path, text: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "bos_token": words[text["bos_token_id"]], "enc_token": "[CLS]"}
 
 
-def vocabulary(directory: Path, size: int | None = None) -> list[str]:
+def _vocabulary(directory: Path, size: int) -> list[str]:
     """The tokens by id, filled up to `size`, which is the model's.
 
     transformers gives the decoder's first token an id behind the vocabulary and no name: it gets LAVIS's, "[DEC]".
-
-    Raises:
-        BundleError: there is none that BERT's tokenizer reads, or it is larger than the model.
     """
     plain, whole = directory / "vocab.txt", directory / "tokenizer.json"
     if whole.is_file():  # transformers takes it first
@@ -253,9 +251,7 @@ def vocabulary(directory: Path, size: int | None = None) -> list[str]:
         path, words = plain, read_vocabulary(plain)
     else:
         raise BundleError(f"{directory} has neither vocab.txt nor tokenizer.json; add the model's vocabulary.")
-    if size is None:
-        return words
-    if not isinstance(size, int) or len(words) > size:
+    if len(words) > size:
         raise BundleError(f"{path} has {len(words)} tokens and the model {size}; give the model's own vocabulary.")
     missing = size - len(words)
     names = ["[DEC]", "[ENC]"] if "[DEC]" not in words else []
@@ -264,7 +260,7 @@ def vocabulary(directory: Path, size: int | None = None) -> list[str]:
 
 def _words(path: Path) -> list[str]:
     """The tokens of a tokenizer.json, in the order of their ids."""
-    given = read(path)
+    given = _read(path)
     model = _mapping(given.get("model"))
     ids = _mapping(model.get("vocab"))
     places = {value: word for word, value in ids.items() if isinstance(value, int) and not isinstance(value, bool)}
@@ -275,25 +271,6 @@ def _words(path: Path) -> list[str]:
         if content not in (*ids, "[DEC]", "[ENC]"):
             raise BundleError(f"{path} has the added token {content!r}, which this server's tokenizer cannot have.")
     return check_vocabulary(path, [places[place] for place in range(len(ids))])
-
-
-def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all weights, by LAVIS's names.
-
-    Raises:
-        BundleError: there are no weights, or they cannot be read.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(directory):
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, framework="pt") as file:
-                    found |= {_name(name): tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
-            except SafetensorError as error:
-                raise _unreadable(path, error) from error
-        else:
-            found |= {_name(name): tuple(tensor.shape) for name, tensor in read_checkpoint(path).items()}
-    return found
 
 
 def state(directory: Path) -> dict[str, Tensor]:
@@ -309,7 +286,7 @@ def state(directory: Path) -> dict[str, Tensor]:
                 with safe_open(path, framework="pt") as file:
                     tensors |= {_name(name): file.get_tensor(name) for name in list(file.keys())}
             except SafetensorError as error:
-                raise _unreadable(path, error) from error
+                raise BundleError(f"{path} is not a readable safetensors file ({error}); fetch it again.") from error
         else:
             tensors |= {_name(name): tensor for name, tensor in read_checkpoint(path).items()}
     return tensors
@@ -326,7 +303,7 @@ def weight_files(directory: Path) -> list[Path]:
         if (directory / name).is_file():
             return [directory / name]
         if index.is_file():
-            parts = sorted(set(map(str, _mapping(read(index).get("weight_map")).values())))
+            parts = sorted(set(map(str, _mapping(_read(index).get("weight_map")).values())))
             for part in parts:
                 if Path(part).name != part or not (directory / part).is_file():
                     raise BundleError(f"{directory / part} is missing, which {index.name} names; restore the model.")
@@ -335,21 +312,8 @@ def weight_files(directory: Path) -> list[Path]:
     raise BundleError(f"{directory} has no {' and no '.join(WEIGHTS)}; give a directory with a model's weights.")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        BundleError: the file is missing or something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); give a directory with a BLIP.") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not valid JSON ({type(error).__name__}); restore the model.") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path} does not hold a JSON object; restore the model.")
-    return content
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, "restore the model")
 
 
 def _name(name: str) -> str:
@@ -363,10 +327,6 @@ def _name(name: str) -> str:
             inner = ours + inner.removeprefix(theirs) if inner.startswith(theirs) else inner
         return f"visual_encoder.blocks.{found[1]}.{inner}"
     return name
-
-
-def _unreadable(path: Path, error: Exception) -> BundleError:
-    return BundleError(f"{path} is not a readable safetensors file ({error}); fetch it again.")
 
 
 def _count(path: Path, settings: Mapping[str, Any], name: str) -> int:

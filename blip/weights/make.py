@@ -63,14 +63,12 @@ def make(
     if image_size is not None:
         recipe = {task: f"{text}, images of {image_size} pixels" for task, text in recipe.items()}
     with alone(out, report, keep=keep) as downloads:
-        if _is_made(out, recipe, dtype, report):
-            report(f"The bundle is ready: {out}.")
-            return
-        models = {task: _sized(source.open(downloads, report), image_size) for task, source in sources.items()}
-        nets = {task: _net(out, task, model) for task, model in models.items()}
-        needed = sum(stored_size(net, dtype) for net in nets.values())
-        check_room(out.parent, needed + sum(source.missing_bytes(downloads) for source in sources.values()))
-        _write(out, sources, models, nets, dtype, recipe, downloads, report)
+        if not _is_made(out, recipe, dtype, report):
+            models = {task: _sized(source.open(downloads, report), image_size) for task, source in sources.items()}
+            nets = {task: _net(out, task, model) for task, model in models.items()}
+            needed = sum(stored_size(net, dtype) for net in nets.values())
+            check_room(out.parent, needed + sum(source.missing_bytes(downloads) for source in sources.values()))
+            _write(out, sources, models, nets, dtype, recipe, downloads, report)
         report(f"The bundle is ready: {out}.")
 
 

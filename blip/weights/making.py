@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from blip.errors import BundleError
 from blip.lavis import interpolate_positions
+from blip.weights import bundle
 from blip.weights.bundle import digest, remove_leftovers
 from blip.weights.download import Report
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in bundle.DTYPES}
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that a weight may be given in
 DOWNLOADS = "blip-downloads"  # beside the bundle, removed when it is finished
 POSITIONS = "visual_encoder.pos_embed"

@@ -141,8 +141,7 @@ class Checkpoint(Source):
 
     def open(self, downloads: Path, report: Report) -> Model:
         """Read the dimensions off the weights."""
-        state = _plain(read_checkpoint(self._path))
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        shapes = _shapes(self.state())
         check_kind(self._task, shapes, self._path)
         defaults = published.DEFAULTS[self._task]
         config = {**defaults, **dimensions(self._task, shapes, self._path)}
@@ -178,11 +177,9 @@ class HuggingFace(Source):
     def open(self, downloads: Path, report: Report) -> Model:  # noqa: ARG002
         """Read its settings and compare them with the shapes of its weights."""
         hugging_face.check_architecture(self.directory, self._task)
-        shapes = hugging_face.shapes(self.directory)
+        shapes = _shapes(self.state())
         check_kind(self._task, shapes, self.directory)
-        config = hugging_face.config(self.directory, self._task, shapes)
-        words = hugging_face.vocabulary(self.directory, config["text"]["vocab_size"])
-        return Model(config, words, self.directory)
+        return Model(*hugging_face.settings(self.directory, self._task, shapes), self.directory)
 
     def state(self) -> dict[str, Tensor]:
         """Read its weights."""
@@ -204,7 +201,7 @@ class Hub(Source):
         """Download it: the hub's own library resumes and checks."""
         directory = downloads / self._repository.replace("/", "--")
         self._fetch([*hugging_face.FILES], directory)
-        hugging_face.read(directory / "config.json")
+        hugging_face.check_architecture(directory, self._task)
         report(f"Fetching the weights of {self._repository}.")
         for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
             self._fetch([pattern], directory)
@@ -261,6 +258,10 @@ def find(task: str, given: str) -> Source:
     raise BundleError(
         f"{given} is no model of LAVIS's for {PURPOSES[task]} ({known}), no file and no directory; give one of them."
     )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:

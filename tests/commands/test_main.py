@@ -35,7 +35,8 @@ def test_the_commands_are_listed(arguments: tuple[str, ...]) -> None:
 
 def test_an_unknown_command_is_one_sentence() -> None:
     ended = blip("paint")
-    sentence = "python -m blip: there is no command paint; choose one of client, caption, watch, download, bundle, doctor, verify.\n"
+    commands = "client, caption, watch, download, bundle, doctor, verify"
+    sentence = f"python -m blip: there is no command paint; choose one of {commands}.\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", sentence)
 
 

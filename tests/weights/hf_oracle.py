@@ -1,19 +1,16 @@
 """Hugging Face's newest BLIP in a process of its own, and small models for it."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
 
-from benchmarks.harness import ROOT
 from benchmarks.hf_environment import hf_packages
 from benchmarks.random_blip import SPECIAL, WORDS
+from benchmarks.responder import Responder
 
 KINDS = {
     "caption": "BlipForConditionalGeneration",
@@ -52,24 +49,13 @@ def sizes(**changes: Any) -> dict[str, Any]:
     }
 
 
-class Oracle:
+class Oracle(Responder):
     """The process; used as a context manager."""
 
-    def __enter__(self) -> "Oracle":
-        path = os.pathsep.join([str(hf_packages()), str(ROOT)])
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", ROOT / "tests" / "programs" / "hf_blip.py"],
-            env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._process.communicate()
+    def __init__(self) -> None:
+        # Before our own packages, and after what Python finds where it starts.
+        environment = {"PYTHONPATH": str(hf_packages()), "TRANSFORMERS_VERBOSITY": "error"}
+        super().__init__(Path(sys.executable), ["tests.programs.hf_blip"], environment)
 
     def make(self, directory: Path, task: str, seed: int = 0, words: list[str] = VOCABULARY, **changes: Any) -> Path:
         """A model with random weights, saved as transformers saves it."""
@@ -77,19 +63,15 @@ class Oracle:
         if task == "answer" and "vision" not in changes:
             # transformers has one width for what its decoder and its text encoder attend to.
             dimensions["vision"] |= {"hidden_size": 48, "intermediate_size": 192}
-        self._ask(make=str(directory), kind=KINDS[task], seed=seed, sizes=dimensions, words=words)
+        asked = {"make": str(directory), "kind": KINDS[task], "seed": seed, "sizes": dimensions, "words": words}
+        self.ask(json.dumps(asked))
         return directory
 
     def run(self, directory: Path, images: list[Path], texts: list[str] | None = None, **generate: Any) -> Any:
         """Its outputs for each image, and the pixels that it made of the first."""
-        found = self._ask(load=str(directory), images=list(map(str, images)), texts=texts, generate=generate)
+        asked = {"load": str(directory), "images": list(map(str, images)), "texts": texts, "generate": generate}
+        found = self.ask(json.dumps(asked))
         return found["outputs"], found["pixels"]
-
-    def _ask(self, **asked: Any) -> Any:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
 
 
 @pytest.fixture(scope="session")

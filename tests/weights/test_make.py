@@ -1,7 +1,6 @@
 """A bundle of any BLIP: what LAVIS does with the same checkpoint, settings within the model, nothing half made."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import resource
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from blip.weights.load import load_models
 from blip.weights.make import change, make
 from blip.weights.sources import Source, find
 from tests.engine.test_generate import QUESTIONS, lavis_answers, lavis_captions, lavis_matches
+from tests.weights.forks import forked
 from tests.weights.hf_oracle import Oracle
 from tests.weights.hub import Hub
 from tests.weights.small_upstream import Mirror
@@ -360,16 +359,6 @@ def test_a_damaged_download_is_fetched_again_by_the_next_run(small: Small, out: 
     assert_made(out)
 
 
-def start(small: Small, out: Path) -> BaseProcess:
-    def run() -> None:
-        torch.set_num_threads(1)
-        make(out, small.sources(), "float16", quiet)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_and_started_again_it_ends_in_a_right_bundle(small: Small, out: Path, kills: int) -> None:
     small.mirror.delay = 0.002
@@ -378,7 +367,7 @@ def test_killed_at_random_and_started_again_it_ends_in_a_right_bundle(small: Sma
     duration = time.monotonic() - started
     chance, finished = random.Random(kills), 0
     for _ in range(kills):
-        process = start(small, out)
+        process = forked(lambda: make(out, small.sources(), "float16", quiet))
         process.join(chance.uniform(0, duration))
         process.kill()
         process.join()
@@ -394,7 +383,7 @@ def test_killed_at_random_and_started_again_it_ends_in_a_right_bundle(small: Sma
 
 def test_two_at_once_make_one_bundle_and_download_once(small: Small, out: Path) -> None:
     small.mirror.delay = 0.002
-    processes = [start(small, out) for _ in range(2)]
+    processes = [forked(lambda: make(out, small.sources(), "float16", quiet)) for _ in range(2)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]

@@ -1,7 +1,6 @@
 """Upstream's checkpoints become a bundle: exactly the needed weights, whatever happens on the way."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import resource
@@ -10,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from blip.weights.bundle import TASKS, BundleWriter, digest, open_bundle
 from blip.weights.load import load_models, load_tokenizer
 from blip.weights.making import DTYPES
 from blip.weights.pretrained import Upstream, build, ensure, published
+from tests.weights.forks import forked
 from tests.weights.small_upstream import Mirror
 
 
@@ -290,18 +289,6 @@ def test_a_directory_that_cannot_be_made_is_named(small: Published, tmp_path: Pa
         build(small.upstream, tmp_path / "file" / "pretrained", "float16", print)
 
 
-def start(small: Published, out: Path) -> BaseProcess:
-    """A build in a process of its own, forked so that it need not import anything."""
-
-    def run() -> None:
-        torch.set_num_threads(1)  # the threads of the parent did not come along
-        build(small.upstream, out, "float16", lambda _: None)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_at_random_and_started_again_it_ends_in_a_right_bundle(small: Published, out: Path, kills: int) -> None:
     small.mirror.delay = 0.005
@@ -311,7 +298,7 @@ def test_killed_at_random_and_started_again_it_ends_in_a_right_bundle(small: Pub
     chance = random.Random(kills)
     states = []
     for _ in range(kills):
-        process = start(small, out)
+        process = forked(lambda: build(small.upstream, out, "float16", lambda _: None))
         process.join(chance.uniform(0, duration))
         process.kill()
         process.join()
@@ -327,7 +314,7 @@ def test_killed_at_random_and_started_again_it_ends_in_a_right_bundle(small: Pub
 
 def test_two_at_once_build_one_bundle_and_download_once(small: Published, out: Path) -> None:
     small.mirror.delay = 0.005
-    processes = [start(small, out) for _ in range(3)]
+    processes = [forked(lambda: build(small.upstream, out, "float16", lambda _: None)) for _ in range(3)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
