@@ -206,8 +206,12 @@ def test_a_large_event_waits_on_the_disk_and_leaves_no_file(tmp_path: Path) -> N
     with Server(environment) as server, contextlib.closing(Receiver(503, held=True)) as receiver:
         server.wait_for("READY")
         assert fill(server, receiver, padding, "large").status_code == 200
-        sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
-        assert len(sizes) == 1 and sizes[0] > 2_000_000, "the image's own file is gone"
+
+        def sizes() -> list[int]:
+            return [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+
+        # The answer does not wait for the disk.
+        wait_until(lambda: len(found := sizes()) == 1 and found[0] > 2_000_000, "the event alone to be written")
         receiver.release.set()
         for _ in range(2):  # also the one that is sent again
             assert receiver.until_completed()[-1]["input"]["image"] == padding
