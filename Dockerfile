@@ -27,7 +27,7 @@ RUN scripts/patch_cog python
 FROM packages AS weights
 ARG WEIGHTS=none
 COPY . .
-# The cache keeps a finished pretrained bundle, so that changed code does not download it again.
+# The cache keeps a finished pretrained bundle, and what others are made of, so that changed code downloads nothing again.
 RUN --mount=type=cache,target=/download \
     mkdir /baked \
     && case "$WEIGHTS" in \
@@ -35,9 +35,9 @@ RUN --mount=type=cache,target=/download \
         demo) cp -R weights/demo /baked/demo ;; \
         pretrained) scripts/download_models --out /download/pretrained --dtype float16 \
             && cp -R /download/pretrained /baked/pretrained ;; \
-        --*) made=/download/$(echo "$WEIGHTS" | sha256sum | cut -c 1-16) \
-            && scripts/run blip bundle make "$made" $WEIGHTS \
-            && cp -R "$made" /baked/custom ;; \
+        --*) ln -s /download /baked/blip-downloads \
+            && scripts/run blip bundle make /baked/custom --keep $WEIGHTS \
+            && rm /baked/blip-downloads ;; \
         *) cp -R "$WEIGHTS" /baked/custom ;; \
     esac \
     && python -c 'from pathlib import Path; from blip.weights.bundle import open_bundle; \

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,19 +25,53 @@ def make_tokenizer(vocabulary: Path, options: Mapping[str, Any] | None = None) -
 
     Args:
         vocabulary: one token a line.
-        options: a bundle's "tokenizer", where the model is not LAVIS's: `bos_token` and `enc_token` are what a text of
-            the decoder, and one about an image, begins with; the others are BertTokenizer's.
+        options: a bundle's "tokenizer", where the model is not LAVIS's. `bos_token` and `enc_token` are what a text of
+            the decoder, and one about an image, begins with; `special_tokens` stand for themselves in a text,
+            `unnamed_tokens` show in none; the others are BertTokenizer's.
     """
     from transformers import BertTokenizer
 
-    settings = dict(options or {})
-    begins, looks = settings.pop("bos_token", "[DEC]"), settings.pop("enc_token", "[ENC]")
-    tokenizer = BertTokenizer(str(vocabulary), **settings)
-    tokenizer.add_special_tokens({"bos_token": begins})
-    if looks == "[ENC]":
-        tokenizer.add_special_tokens({"additional_special_tokens": [looks]})
+    if options is None:
+        tokenizer = BertTokenizer(str(vocabulary))
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+        tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+        tokenizer.enc_token_id = tokenizer.additional_special_tokens_ids[0]
+        return tokenizer
+    settings = dict(options)
+    begins, looks = settings.pop("bos_token"), settings.pop("enc_token")
+    special, unnamed = settings.pop("special_tokens"), settings.pop("unnamed_tokens")
+
+    class WordPieces(BertTokenizer):
+        """As transformers 5 has it: the tokenizers library takes a text apart, and does some letters differently."""
+
+        def tokenize(self, text: str, **_: Any) -> list[str]:
+            tokens: list[str] = parts.encode(text, add_special_tokens=False).tokens
+            return tokens
+
+    tokenizer = WordPieces(str(vocabulary), **settings)
+    parts = _word_pieces(tokenizer.vocab, settings, special)
+    tokenizer.add_special_tokens({"bos_token": begins, "additional_special_tokens": unnamed})
     tokenizer.enc_token_id = tokenizer.convert_tokens_to_ids(looks)
     return tokenizer
+
+
+def _word_pieces(ids: Mapping[str, int], options: Mapping[str, Any], special: Sequence[str]) -> Any:
+    """As `BertTokenizer.__init__` of transformers 5.23 makes it."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    made = Tokenizer(WordPiece(dict(ids), unk_token="[UNK]"))
+    made.normalizer = BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=options["tokenize_chinese_chars"],
+        strip_accents=options["strip_accents"],
+        lowercase=options["do_lower_case"],
+    )
+    made.pre_tokenizer = BertPreTokenizer()
+    made.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    return made
 
 
 def pixel_values(config: Mapping[str, Any]) -> Tensor:

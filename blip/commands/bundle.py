@@ -20,8 +20,7 @@ def main(given: Sequence[str]) -> int:
     try:
         status: int = arguments.run(arguments)
     except UserError as error:
-        line = "".join(character if character.isprintable() else " " for character in str(error))  # names from files
-        print(f"bundle {arguments.command}: {line}", file=sys.stderr)
+        print(f"bundle {arguments.command}: {_printable(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"bundle {arguments.command}: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
@@ -95,7 +94,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     bundle = read_manifest(arguments.path)
     differences = [*bundle.missing(), *bundle.altered(), *bundle.unknown()]
     for difference in differences:
-        print(difference)
+        print(_printable(difference))
     if differences:
         return 1
     print(f"{arguments.path}: {len(bundle.files)} files are as {bundle.name}'s manifest says.")
@@ -104,16 +103,21 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _print(bundle: Bundle) -> int:
     total = sum(entry.size for entry in bundle.files.values())
-    print(f"{bundle.path}: {bundle.name}, {bundle.dtype}, {total / 1e6:,.0f} MB")
-    print(f"  {bundle.note}")
+    print(f"{bundle.path}: {_printable(bundle.name)}, {bundle.dtype}, {total / 1e6:,.0f} MB")
+    print(f"  {_printable(bundle.note)}")
     for origin in bundle.source.split("; "):
-        print(f"  from {origin}")
+        print(f"  from {_printable(origin)}")
     for line in bundle.changes:
-        print(f"  set {line}")
+        print(f"  set {_printable(line)}")
     for task in bundle.tasks:
         with understanding(bundle.path, task):
             print(_model(bundle, task))
     return 0
+
+
+def _printable(text: str) -> str:
+    """What comes from a file, on one line and without what moves a terminal's cursor."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _model(bundle: Bundle, task: str) -> str:

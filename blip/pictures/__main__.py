@@ -15,8 +15,8 @@ from pathlib import Path
 from blip.errors import ImageError
 from blip.pictures import wire
 from blip.pictures.limits import CPU_SECONDS, LARGE, MEMORY, NICE
-from blip.pictures.reading import open_image
-from blip.pictures.resize import resized
+from blip.pictures.reading import open_image, to_rgb
+from blip.pictures.resize import on_white, resized
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def _limit_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
 
 
-def _pixels(path: Path, side: int, resize: str, connection: socket.socket) -> bytes:
+def _pixels(path: Path, side: int, library: str, connection: socket.socket) -> bytes:
     """The picture of a file as (side, side, 3) uint8."""
 
     def admit(needed: int) -> None:
@@ -76,8 +76,8 @@ def _pixels(path: Path, side: int, resize: str, connection: socket.socket) -> by
 
     _watch(connection, True)
     try:
-        image = open_image(path, admit)
-        return resized(image, side, resize)
+        image = open_image(path, admit, to_rgb if library == "lavis" else on_white)
+        return resized(image, side, library)
     finally:
         _watch(connection, False)
 

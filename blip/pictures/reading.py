@@ -42,10 +42,18 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.init()
 
 
-def open_image(path: Path, admit: Callable[[int], None] = lambda _: None) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as RGB, as LAVIS makes it: without what it says of transparency."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def open_image(
+    path: Path, admit: Callable[[int], None] = lambda _: None, rgb: Callable[[Image.Image], Image.Image] = to_rgb
+) -> Image.Image:
     """Open the image file at `path`: upright, RGB, and the first frame if there are several.
 
-    `admit` is called with the MiB of memory that decoding may need, before it begins.
+    `admit` is called with the MiB of memory that decoding may need, before it begins. `rgb` makes of a picture in any
+    mode of Pillow's one in RGB.
 
     Raises:
         ImageError: the file is empty, is not an image, is too large, or is damaged.
@@ -55,7 +63,7 @@ def open_image(path: Path, admit: Callable[[int], None] = lambda _: None) -> Ima
             if not os.fstat(file.fileno()).st_size:
                 raise ImageError(f"image is empty; {_SEND}")
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-                return _decode(file, data, admit)
+                return _decode(file, data, admit, rgb)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -66,7 +74,9 @@ def open_image(path: Path, admit: Callable[[int], None] = lambda _: None) -> Ima
     raise refused  # outside of `except`, or it would keep the half decoded image alive
 
 
-def _decode(file: IO[bytes], data: mmap, admit: Callable[[int], None]) -> Image.Image:
+def _decode(
+    file: IO[bytes], data: mmap, admit: Callable[[int], None], rgb: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
     form = _form(data)
     if form is None:
         raise ImageError(f"image is not a picture in a known format; {_SEND}")
@@ -89,7 +99,7 @@ def _decode(file: IO[bytes], data: mmap, admit: Callable[[int], None]) -> Image.
         turn = _TURNS.get(deep.orientation, turn)
         image = grey.to_8_bits(image, deep)
     image = image if turn is None else image.transpose(turn)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return rgb(image)
 
 
 def _form(data: mmap) -> str | None:

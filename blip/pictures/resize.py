@@ -2,6 +2,7 @@
 
 LAVIS resizes with torchvision's `Resize`, which takes Pillow's bicubic filter for a Pillow picture. transformers
 resizes a tensor of bytes with torch's: the same filter, but with weights of 16 bits, which changes some values by one.
+Before that LAVIS forgets what is transparent, and transformers lays it on white.
 """
 
 import math
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CUBIC = -0.5  # the filter's parameter, as in Pillow
 REACH = 2  # of the filter to each side, in pixels of the smaller scale
 PART = 16  # pixels made at a time, from the few of the source that they see
-ROWS = 1 << 20  # numbers of the source taken at a time, so that memory stays small
+ROWS = 1 << 20  # numbers or pixels of the source taken at a time, so that memory stays small
 
 
 def resized(image: Image.Image, side: int, library: str) -> bytes:
@@ -32,6 +33,19 @@ def resized(image: Image.Image, side: int, library: str) -> bytes:
     pixels = pixels if pixels.shape[1] == side else _narrowed(pixels, side)
     pixels = pixels if pixels.shape[0] == side else _narrowed(pixels.swapaxes(0, 1), side).swapaxes(0, 1)
     return pixels.tobytes()
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The picture as RGB, as transformers' `convert_to_rgb` makes it; rows are taken together as memory allows."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    flat = Image.new("RGB", image.size)
+    step = max(1, ROWS // image.width)
+    for top in range(0, image.height, step):
+        rows = image.crop((0, top, image.width, min(top + step, image.height))).convert("RGBA")
+        white = Image.new("RGBA", rows.size, (255, 255, 255, 255))
+        flat.paste(Image.alpha_composite(white, rows).convert("RGB"), (0, top))
+    return flat
 
 
 def _narrowed(pixels: "Pixels", width: int) -> "Pixels":

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from blip.errors import BundleError
+from blip.weights.exchange import exchange
 
 if TYPE_CHECKING:  # a bundle can be verified while torch is being imported
     from torch import Tensor
@@ -93,19 +94,27 @@ class Bundle:
         """Name the files that are not there in the size that the manifest says."""
         for name, entry in self.files.items():
             file = self.path / name
-            size = _size(file)
+            try:
+                size = file.stat().st_size if file.is_file() else None
+            except OSError as error:
+                yield f"{file} cannot be read ({error.strerror})"
+                continue
             if size != entry.size:
                 found = "is missing" if size is None else f"has {size} bytes"
                 yield f"{file} {found} and {MANIFEST} says {entry.size} bytes"
 
     def altered(self) -> Iterator[str]:
         """Name the files of the right size whose content is not what the manifest says."""
-        whole = {name: entry for name, entry in self.files.items() if _size(self.path / name) == entry.size}
+        whole = {self.path / name: entry for name, entry in self.files.items() if self._is_long(name, entry)}
         with ThreadPoolExecutor(2) as pool:  # hashlib releases the GIL
-            digests = pool.map(lambda name: digest(self.path / name), whole)
-            for (name, entry), found in zip(whole.items(), digests, strict=True):
-                if found != entry.sha256:
-                    yield f"{self.path / name} was altered: its SHA-256 is not the one in {MANIFEST}"
+            for difference in pool.map(_difference, whole, whole.values()):
+                if difference:
+                    yield difference
+
+    def _is_long(self, name: str, entry: Entry) -> bool:
+        with suppress(OSError):
+            return (self.path / name).stat().st_size == entry.size
+        return False
 
     def unknown(self) -> Iterator[str]:
         """Name the files that the manifest does not know."""
@@ -136,7 +145,7 @@ class Bundle:
                     for name in names[start : start + 10]:
                         tensor = file.get_tensor(name)
                         tensors[name] = tensor.clone() if tensor.nbytes < 1 << 16 else tensor
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise BundleError(f"{path} is not a readable safetensors file ({error}); restore the bundle.") from error
         return tensors
 
@@ -160,7 +169,9 @@ def read_manifest(path: Path) -> Bundle:
         BundleError: there is no manifest, or it is not one of ours.
     """
     manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
+    with reading(manifest_path):
+        is_there = manifest_path.is_file()
+    if not is_there:
         raise BundleError(
             f"There is no weights bundle at {path}: {MANIFEST} is missing; "
             "set BLIP_WEIGHTS to demo, pretrained or a bundle directory."
@@ -172,25 +183,43 @@ def read_manifest(path: Path) -> Bundle:
             "update the software or make the bundle anew."
         )
     try:
-        files = {name: Entry(**entry) for name, entry in manifest["files"].items()}
-        tasks = TASKS if manifest["format"] == 1 else [task for task in TASKS if f"{task}/{CONFIG}" in files]
-        needed = {VOCABULARY, *(f"{task}/{name}" for task in tasks for name in (CONFIG, WEIGHTS))}
-        absent = sorted(needed - files.keys()) if tasks else ["a task"]
-        strange = sorted(files.keys() - needed - {f"{task}/{VOCABULARY}" for task in tasks})
-        if absent or strange:
-            raise KeyError(", ".join(absent) if absent else f"it names {strange[0]}, which no bundle has")
-        return Bundle(
-            path,
-            manifest["name"],
-            manifest["dtype"],
-            manifest["source"],
-            manifest["note"],
-            files,
-            manifest.get("recipe", {}),
-            manifest.get("changes", []),
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise BundleError(f"{manifest_path} is incomplete ({error}); restore the bundle.") from error
+        return _described(path, manifest)
+    except (KeyError, TypeError) as error:
+        reason = str(error.args[0])
+        raise BundleError(f"{manifest_path} is incomplete ({reason}); restore the bundle.") from error
+
+
+def _described(path: Path, manifest: Mapping[str, Any]) -> Bundle:
+    """The bundle of a manifest in which every value has its type.
+
+    Raises:
+        KeyError, TypeError: one has not, or a file is missing or strange.
+    """
+    texts = {name: _typed(manifest[name], str, name) for name in ("name", "dtype", "source", "note")}
+    if texts["dtype"] not in DTYPES:
+        raise TypeError(f"its dtype is {texts['dtype']!r}")
+    files = {}
+    for name, entry in _typed(manifest["files"], dict, "files").items():
+        size, sha256 = (_typed(entry, dict, name).get(key) for key in ("size", "sha256"))
+        files[name] = Entry(_typed(size, int, f"size of {name}"), _typed(sha256, str, f"sha256 of {name}"))
+    recipe = _typed(manifest.get("recipe", {}), dict, "recipe")
+    changes = _typed(manifest.get("changes", []), list, "changes")
+    for text in (*recipe.values(), *changes):
+        _typed(text, str, "recipe or changes")
+    tasks = TASKS if manifest["format"] == 1 else [task for task in TASKS if f"{task}/{CONFIG}" in files]
+    needed = {VOCABULARY, *(f"{task}/{name}" for task in tasks for name in (CONFIG, WEIGHTS))}
+    absent = sorted(needed - files.keys()) if tasks else ["a task"]
+    strange = sorted(files.keys() - needed - {f"{task}/{VOCABULARY}" for task in tasks})
+    if absent or strange:
+        raise KeyError(", ".join(absent) if absent else f"it names {strange[0]}, which no bundle has")
+    return Bundle(path, **texts, files=files, recipe=recipe, changes=changes)
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    is_odd = isinstance(value, str) and not value.isascii() and value.encode(errors="replace").decode() != value
+    if not isinstance(value, kind) or isinstance(value, bool) or is_odd:
+        raise TypeError(f"its {name} is {ascii(value)[:50]}")
+    return value
 
 
 @contextmanager
@@ -253,8 +282,12 @@ class BundleWriter:
         self._place(f"{task}/{CONFIG}").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def link(self, name: str, source: Path, entry: Entry) -> None:
-        """Take a file of another bundle on the same disk as it is, with what its manifest says of it."""
-        self._place(name).hardlink_to(source)
+        """Take a file of another bundle as it is, with what its manifest says of it."""
+        path = self._place(name)
+        try:
+            path.hardlink_to(source)
+        except OSError:  # on another disk, or one without hard links, or not allowed for another's file
+            shutil.copyfile(source, path)
         self._files[name] = entry
 
     def model(self, task: str, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> None:
@@ -293,14 +326,16 @@ class BundleWriter:
         (self._partial / MANIFEST).write_text(manifest, encoding="utf-8")
         read_manifest(self._partial)
         self._partial.chmod(0o755)  # mkdtemp makes it private
-        if self.path.exists():
-            check_replaceable(self.path)
-            retired = Path(tempfile.mkdtemp(prefix=temporary_prefix(self.path), dir=self.path.parent))
-            self.path.rename(retired / self.path.name)
+        if not self.path.exists():
             self._partial.rename(self.path)
-            shutil.rmtree(retired)
-        else:
-            self._partial.rename(self.path)
+            return
+        check_replaceable(self.path)
+        if not exchange(self._partial, self.path):
+            self.path.rename(_retired(self.path))
+            try:
+                self._partial.rename(self.path)
+            finally:
+                remove_leftovers(self.path)
 
 
 def check_replaceable(path: Path) -> None:
@@ -314,7 +349,12 @@ def check_replaceable(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of the bundle `path` left behind; no writer may be running."""
+    """Remove what killed writers of the bundle `path` left behind; no writer may be running.
+
+    A bundle that was being replaced comes back where the new one did not get its name.
+    """
+    if _retired(path).exists() and not path.exists():
+        _retired(path).rename(path)
     for leftover in path.parent.iterdir():
         if leftover.name.startswith(temporary_prefix(path)):
             shutil.rmtree(leftover)
@@ -325,15 +365,42 @@ def temporary_prefix(path: Path) -> str:
     return f".{path.name}.partial-"
 
 
+def _retired(path: Path) -> Path:
+    """Where a bundle lies for a moment while another gets its name."""
+    return path.with_name(f"{temporary_prefix(path)}retired")
+
+
 def digest(path: Path, algorithm: str = "sha256") -> str:
-    """A file's digest in hex."""
-    with path.open("rb") as file:
+    """A file's digest in hex.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _size(file: Path) -> int | None:
-    """In bytes; None where there is no file."""
-    return file.stat().st_size if file.is_file() else None
+def _difference(path: Path, entry: Entry) -> str | None:
+    """What is wrong with a file of the right size."""
+    try:
+        if digest(path) != entry.sha256:
+            return f"{path} was altered: its SHA-256 is not the one in {MANIFEST}"
+    except BundleError as error:
+        return str(error).partition(";")[0]
+    return None
+
+
+@contextmanager
+def reading(path: Path, fix: str = "set its permissions or restore it") -> Iterator[None]:
+    """Say in one sentence that a file or directory cannot be read, and the `fix`.
+
+    Raises:
+        BundleError: in place of what Python raises then.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}); {fix}.") from error
 
 
 def read_json(path: Path, fix: str = "restore the bundle") -> dict[str, Any]:
@@ -343,9 +410,8 @@ def read_json(path: Path, fix: str = "restore the bundle") -> dict[str, Any]:
         BundleError: the file is missing or something else; its sentence ends with `fix`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); {fix}.") from error
+        with reading(path, fix):
+            content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON ({error}); {fix}.") from error
     if not isinstance(content, dict):

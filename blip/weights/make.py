@@ -6,6 +6,7 @@ nothing wrong, and the next one continues where it was.
 
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,12 @@ from blip.weights.bundle import (
 )
 from blip.weights.download import Report
 from blip.weights.load import load_tokenizer
-from blip.weights.making import alone, check_room, stored_size, strip
-from blip.weights.settings import changed, checked
-from blip.weights.shapes import left_over
+from blip.weights.making import DOWNLOADS, alone, check_room, remove_downloads, stored_size, strip
+from blip.weights.settings import changed, checked, usual_length
+from blip.weights.shapes import LARGEST_IMAGE, left_over
 from blip.weights.sources import Model, Source
 
 NAME = "made"
-LARGEST_IMAGE = 1024  # pixels a side; attention grows with the fourth power
 
 
 def make(
@@ -62,13 +62,16 @@ def make(
     recipe = {task: source.recipe() for task, source in sources.items()}
     if image_size is not None:
         recipe = {task: f"{text}, images of {image_size} pixels" for task, text in recipe.items()}
-    with alone(out, report, keep=keep) as downloads:
-        if not _is_made(out, recipe, dtype, report):
+    with alone(out, report) as place:
+        if not _is_made(place, recipe, dtype, report):
+            downloads = place.parent / DOWNLOADS
             models = {task: _sized(source.open(downloads, report), image_size) for task, source in sources.items()}
-            nets = {task: _net(out, task, model) for task, model in models.items()}
+            nets = {task: _net(place, task, model) for task, model in models.items()}
             needed = sum(stored_size(net, dtype) for net in nets.values())
-            check_room(out.parent, needed + sum(source.missing_bytes(downloads) for source in sources.values()))
-            _write(out, sources, models, nets, dtype, recipe, downloads, report)
+            check_room(place.parent, needed + sum(source.missing_bytes(downloads) for source in sources.values()))
+            _write(place, sources, models, nets, dtype, recipe, downloads, report)
+            if not keep:
+                remove_downloads(path for source in sources.values() for path in source.downloaded(downloads))
         report(f"The bundle is ready: {out}.")
 
 
@@ -78,8 +81,8 @@ def change(path: Path, given: Iterable[str], report: Report) -> Bundle:
     Raises:
         BundleError: a setting is unknown or beyond what the model can do, or the bundle cannot be written.
     """
-    with alone(path, report):
-        bundle = open_bundle(path)
+    with alone(path, report) as place:
+        bundle = open_bundle(place)
         bundle.verify()
         configs = {task: bundle.config(task) for task in bundle.tasks}
         changes = list(bundle.changes)
@@ -87,12 +90,16 @@ def change(path: Path, given: Iterable[str], report: Report) -> Bundle:
             task, setting, value = changed(text, configs)
             configs[task][setting] = value
             changes = [line for line in changes if not line.startswith(f"{task}.{setting}=")]
-            changes.append(f"{task}.{setting}={value}")
+            changes.append(f"{task}.{setting}=")
         for task, config in configs.items():
-            with understanding(path, task):
-                configs[task] = checked(task, config, load_tokenizer(bundle, task))
+            with understanding(place, task):
+                tokenizer = load_tokenizer(bundle, task)
+                if not any(line.startswith(f"{task}.max_length=") for line in changes):
+                    config = {**config, **usual_length(task, config, tokenizer)}
+                configs[task] = checked(task, config, tokenizer)
+        changes = [_with_value(line, configs) for line in changes]
         with BundleWriter(
-            path,
+            place,
             name=bundle.name,
             dtype=bundle.dtype,
             source=bundle.source,
@@ -104,8 +111,15 @@ def change(path: Path, given: Iterable[str], report: Report) -> Bundle:
                 if name.endswith(CONFIG):
                     writer.config(name.partition("/")[0], configs[name.partition("/")[0]])
                 else:
-                    writer.link(name, path / name, entry)
-    return open_bundle(path)
+                    writer.link(name, place / name, entry)
+    return open_bundle(place)
+
+
+def _with_value(change: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line of a manifest's changes with the value as it is now: a prompt, say, is written in the model's words."""
+    name = change.partition("=")[0]
+    task, _, setting = name.partition(".")
+    return f"{name}={configs[task][setting]}" if setting in configs.get(task, ()) else change
 
 
 def _is_made(out: Path, recipe: Mapping[str, str], dtype: str, report: Report) -> bool:
@@ -131,7 +145,7 @@ def _sized(model: Model, image_size: int | None) -> Model:
             f"--image-size {image_size} is not possible for {model.path}; use a multiple of {patch} up to "
             f"{LARGEST_IMAGE // patch * patch}."
         )
-    return Model({**model.config, "image_size": image_size}, model.vocabulary, model.path)
+    return replace(model, config={**model.config, "image_size": image_size})
 
 
 def _net(out: Path, task: str, model: Model) -> Any:
@@ -141,7 +155,12 @@ def _net(out: Path, task: str, model: Model) -> Any:
         path.write_text("".join(f"{token}\n" for token in model.vocabulary), encoding="utf-8")
         tokenizer = make_tokenizer(path, model.config.get("tokenizer"))
     checked(task, model.config, tokenizer)
-    return build(task, model.config, tokenizer)
+    net = build(task, model.config, tokenizer)
+    if not net.pixel_values.isfinite().all():
+        raise BundleError(
+            f"{model.path} has a rescale_factor, image_mean and image_std that make pixels of any size; restore them."
+        )
+    return net
 
 
 def _write(

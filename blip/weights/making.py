@@ -3,8 +3,9 @@
 import contextlib
 import fcntl
 import io
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,42 +15,76 @@ from torch import Tensor, nn
 from blip.errors import BundleError
 from blip.lavis import interpolate_positions
 from blip.weights import bundle
-from blip.weights.bundle import digest, remove_leftovers
+from blip.weights.bundle import digest, reading, remove_leftovers
 from blip.weights.download import Report
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in bundle.DTYPES}
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that a weight may be given in
-DOWNLOADS = "blip-downloads"  # beside the bundle, removed when it is finished
+DOWNLOADS = "blip-downloads"  # beside the bundle; what was fetched for it is removed when it is finished
+LOCK = ".blip.lock"  # beside the bundle, while one is made
 POSITIONS = "visual_encoder.pos_embed"
 
 
 @contextmanager
-def alone(out: Path, report: Report, *, keep: bool = False) -> Iterator[Path]:
-    """Have the directory of the bundle `out` for this process; gives where to download to.
+def alone(out: Path, report: Report) -> Iterator[Path]:
+    """Have the directory of the bundle `out` for this process; gives its path without links.
 
-    What a killed process left is removed first, and the downloads at last, unless `keep` or something failed.
+    What a killed process left is removed first.
 
     Raises:
         BundleError: the disk is full, or nothing can be written there.
     """
     try:
+        out = out.resolve()
+    except (OSError, RuntimeError) as error:  # the second of links that lead to themselves
+        raise BundleError(f"{out} is no place for a bundle ({error}); choose another directory.") from error
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        downloads = out.parent / DOWNLOADS
-        with (out.parent / ".blip.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                report(f"Waiting for another process that makes a bundle in {out.parent}.")
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with _locked(out.parent / LOCK, report):
             remove_leftovers(out)
-            yield downloads
-            if not keep:
-                shutil.rmtree(downloads, ignore_errors=True)
+            yield out
     except OSError as error:
         where = error.filename or out.parent
         raise BundleError(
             f"{where} cannot be written: {error.strerror or error}; make room or set its permissions and run again."
         ) from error
+
+
+@contextmanager
+def _locked(path: Path, report: Report) -> Iterator[None]:
+    """Hold the lock file `path`, which is gone afterwards."""
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report(f"Waiting for another process that makes a bundle in {path.parent}.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, file.fileno()):
+                continue  # its last holder removed it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def remove_downloads(paths: Iterable[Path]) -> None:
+    """Remove files and directories that were downloaded, and the directory of downloads where it is empty then."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -88,7 +123,7 @@ def strip(net: nn.Module, state: dict[str, Tensor], path: Path, dtype: str) -> d
     for parameter, (name, *others) in names.items():
         copies = [state.pop(copy) for copy in (name, *others) if copy in state]
         if not copies:
-            raise BundleError(f"{path} lacks the weight {name}: it is not the checkpoint that belongs here.")
+            raise BundleError(f"{path} lacks the weight {name}; give the checkpoint that belongs here.")
         if any(copy.dtype not in NUMBERS for copy in copies):
             raise BundleError(f"{path} has the weight {name} in {copies[0].dtype}; save it in float16 or float32.")
         tensor = copies[0]
@@ -97,9 +132,11 @@ def strip(net: nn.Module, state: dict[str, Tensor], path: Path, dtype: str) -> d
                 tensor = interpolate_positions(tensor, net)
         if tensor.shape != parameter.shape:
             shapes = f"{list(tensor.shape)} instead of {list(parameter.shape)}"
-            raise BundleError(f"{path} has the weight {name} with shape {shapes}: it does not belong here.")
+            raise BundleError(f"{path} has the weight {name} with shape {shapes}; give the right checkpoint.")
         if not all(torch.equal(tensor, copy) for copy in copies[1:]):
-            raise BundleError(f"{path} has different values for {name} and {others[0]}, which are one weight.")
+            raise BundleError(
+                f"{path} has different values for {name} and {others[0]}, which are one weight; save the model anew."
+            )
         tensors[name] = tensor.to(DTYPES[dtype])
         if not tensors[name].isfinite().all():
             raise BundleError(
@@ -120,7 +157,8 @@ def read_vocabulary(path: Path) -> list[str]:
         BundleError: it is not UTF-8, or not a vocabulary.
     """
     try:
-        text = path.read_bytes().decode()
+        with reading(path):
+            text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not UTF-8; give the model's own vocabulary.") from error
     return check_vocabulary(path, text.replace("\r\n", "\n").removesuffix("\n").split("\n"))

@@ -17,7 +17,16 @@ from blip.weights import published as lavis_names
 from blip.weights.bundle import MANIFEST, BundleWriter, check_replaceable, open_bundle
 from blip.weights.checkpoint import read_checkpoint
 from blip.weights.download import File, Report, fetch, received, sized
-from blip.weights.making import alone, check_room, describe, read_vocabulary, stored_size, strip
+from blip.weights.making import (
+    DOWNLOADS,
+    alone,
+    check_room,
+    describe,
+    read_vocabulary,
+    remove_downloads,
+    stored_size,
+    strip,
+)
 
 NAME = "pretrained"
 MODEL_TYPES = {"caption": "base_coco", "answer": "vqav2", "match": "base"}
@@ -66,9 +75,14 @@ def build(
     Raises:
         BundleError: one sentence on what is missing, damaged or full.
     """
-    with alone(out, report, keep=keep) as downloads:
-        if not _is_built(out, dtype, report):
-            _build(upstream, out, dtype, report, source, downloads)
+    with alone(out, report) as place:
+        if not _is_built(place, dtype, report):
+            downloads = place.parent / DOWNLOADS
+            _build(upstream, place, dtype, report, source, downloads)
+            if not keep:
+                files = (upstream.vocabulary, *upstream.checkpoints.values())
+                remove_downloads(downloads / file.name for file in files)
+            report(f"The bundle is ready: {out}.")
 
 
 def _is_built(out: Path, dtype: str, report: Report) -> bool:
@@ -120,4 +134,3 @@ def _build(upstream: Upstream, out: Path, dtype: str, report: Report, source: Pa
                 raise
             writer.model(task, upstream.configs[task], tensors)
             del tensors
-    report(f"The bundle is ready: {out}.")

@@ -13,6 +13,7 @@ SETTINGS = {
     "match": ("max_txt_len",),
 }
 LONGEST_PROMPT = 1000  # characters
+USUAL_TOKENS = 20  # that transformers' generate adds to what it is given, unless it is told other
 
 
 def changed(given: str, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, Any]:
@@ -36,6 +37,14 @@ def changed(given: str, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
     return task, setting, int(value)
 
 
+def usual_length(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, int]:
+    """What transformers' captions have where nothing else is set: 20 tokens after the prompt."""
+    if task != "caption" or config.get("library") != "transformers":
+        return {}
+    begin = _begin({**config, "prompt": _prompt(config["prompt"], tokenizer)}, tokenizer)
+    return {"max_length": begin + USUAL_TOKENS}
+
+
 def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """`config` when the model can do what it says, its prompt written as the model's own words are.
 
@@ -47,13 +56,18 @@ def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, A
         begin = 1
         if task == "caption":
             config = {**config, "prompt": _prompt(config["prompt"], tokenizer)}
-            begin = len(tokenizer(config["prompt"]).input_ids) - 1  # without the end token
+            begin = _begin(config, tokenizer)
         _within(task, config, "num_beams", 1, min(MOST_BEAMS, (config["text"]["vocab_size"] - 1) // 2))
         _within(task, config, "max_length", begin + 1, positions)
         _within(task, config, "min_length", 0, config["max_length"])
     if task != "caption":
         _within(task, config, "max_txt_len", 3, positions)
     return dict(config)
+
+
+def _begin(config: Mapping[str, Any], tokenizer: Any) -> int:
+    """How many tokens a caption begins with: the first one and the prompt's."""
+    return len(tokenizer(config["prompt"]).input_ids) - 1  # without the end token
 
 
 def _within(task: str, config: Mapping[str, Any], name: str, least: int, most: int) -> None:

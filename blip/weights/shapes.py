@@ -12,9 +12,10 @@ Shapes = Mapping[str, Sequence[int]]
 
 #: What a model of each task is for, and of a pretraining, which has parts for two of them.
 PURPOSES = {"caption": "captions", "answer": "answers to questions", "match": "image-text matching"}
+LARGEST_IMAGE = 1024  # pixels a side; attention grows with the fourth power
 HEAD_WIDTH = 64  # of BERT and ViT in every size that BLIP has; weights do not show it
 #: What training leaves in a checkpoint beside the model: momentum copies, queues, the temperature, buffers.
-_STATE = re.compile(r"\w+_m\..*|.*queue.*|temp|.*\bposition_ids")
+_STATE = re.compile(r"\w+_m\..*|(image|text|idx|ptr)_queue|queue_ptr|temp|.*\bposition_ids")
 #: The parts of a pretraining checkpoint that a task does not use.
 _SPARE = {
     "caption": re.compile(r"(text_encoder|vision_proj|text_proj|itm_head)\..*"),
@@ -67,7 +68,8 @@ def left_over(
     if strange and strict:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise BundleError(
-            f"{where} has weights that a BLIP for {PURPOSES[task]} does not use: {', '.join(strange[:3])}{more}."
+            f"{where} has weights that a BLIP for {PURPOSES[task]} does not use: {', '.join(strange[:3])}{more}; "
+            "give one without them."
         )
     return unused
 
@@ -87,9 +89,10 @@ def dimensions(task: str, shapes: Shapes, where: Path, heads: Mapping[str, int] 
 
     def shape(name: str, sides: int) -> Sequence[int]:
         if name not in shapes:
-            raise BundleError(f"{where} lacks the weight {name}: it is not a BLIP for {PURPOSES[task]}.")
+            raise BundleError(f"{where} lacks the weight {name}: it is not a BLIP for {PURPOSES[task]}; give one.")
         if len(shapes[name]) != sides or not all(shapes[name]):
-            raise BundleError(f"{where} has the weight {name} with shape {list(shapes[name])}: it is no BLIP's.")
+            found = list(shapes[name])
+            raise BundleError(f"{where} has the weight {name} with shape {found}, which no BLIP has; give a BLIP.")
         return shapes[name]
 
     def layers(beginning: str) -> int:
@@ -97,20 +100,22 @@ def dimensions(task: str, shapes: Shapes, where: Path, heads: Mapping[str, int] 
         found = {int(match[1]) for name in shapes if (match := pattern.match(name))}
         for number in range(max(found, default=0)):
             if number not in found:
-                raise BundleError(f"{where} lacks the weights {beginning}{number}: it is not whole.")
+                raise BundleError(f"{where} lacks the weights {beginning}{number}: it is not whole; fetch it again.")
         return len(found)
 
     def head_count(part: str, width: int) -> int:
         count = heads[part] if heads else width // HEAD_WIDTH
         if not count or width % count:
-            raise BundleError(f"{where} has a {part} width of {width}, which {count} heads cannot share.")
+            raise BundleError(f"{where} has a {part} width of {width}, which {count} heads cannot share; restore it.")
         return count
 
     _, positions, width = shape("visual_encoder.pos_embed", 3)
     patch = shape("visual_encoder.patch_embed.proj.weight", 4)[3]
     side = math.isqrt(positions - 1)
     if side == 0 or side**2 != positions - 1:
-        raise BundleError(f"{where} has {positions} position embeddings, which are not of a square image.")
+        raise BundleError(f"{where} has {positions} position embeddings, which fit no square image; give another.")
+    if side * patch > LARGEST_IMAGE:
+        raise BundleError(f"{where} is for images of {side * patch} pixels; give a model for {LARGEST_IMAGE} at most.")
     vision: dict[str, Any] = {
         "patch_size": patch,
         "embed_dim": width,
@@ -123,12 +128,15 @@ def dimensions(task: str, shapes: Shapes, where: Path, heads: Mapping[str, int] 
     text = _TEXT[task]
     words, hidden = shape(f"{text}embeddings.word_embeddings.weight", 2)
     layer = f"{text}encoder.layer.0."
+    attended = shape(f"{layer}crossattention.self.key.weight", 2)[1]
+    if attended != width:
+        raise BundleError(f"{where} has images of width {width} and its texts look at {attended}; give a whole model.")
     config = {
         "image_size": side * patch,
         "vision": vision,
         "text": {
             "hidden_size": hidden,
-            "encoder_width": shape(f"{layer}crossattention.self.key.weight", 2)[1],
+            "encoder_width": attended,
             "num_hidden_layers": layers(f"{text}encoder.layer."),
             "num_attention_heads": head_count("text", hidden),
             "intermediate_size": shape(f"{layer}intermediate.dense.weight", 2)[0],

@@ -1,10 +1,13 @@
 """Where a task's model can come from: a model of LAVIS's, a checkpoint file, or a model in Hugging Face's layout."""
 
 import errno
+import fnmatch
 import os
 import re
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,9 +16,10 @@ from torch import Tensor
 
 from blip.errors import BundleError
 from blip.weights import hugging_face, published
+from blip.weights.bundle import reading
 from blip.weights.checkpoint import read_checkpoint
 from blip.weights.download import Report, fetch, received, sized
-from blip.weights.making import describe, read_vocabulary
+from blip.weights.making import check_room, describe, read_vocabulary
 from blip.weights.shapes import PURPOSES, check_kind, dimensions
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -84,6 +88,10 @@ class Source(ABC):
     def discard(self) -> None:  # noqa: B027
         """Remove what was downloaded and turned out to be damaged, so that the next run fetches it again."""
 
+    def downloaded(self, downloads: Path) -> list[Path]:  # noqa: ARG002
+        """Where what was fetched lies."""
+        return []
+
 
 class Published(Source):
     """A model that LAVIS names."""
@@ -128,16 +136,21 @@ class Published(Source):
         assert self._path is not None
         self._path.unlink()
 
+    def downloaded(self, downloads: Path) -> list[Path]:
+        """The vocabulary and the checkpoint."""
+        return [downloads / file.name for file in (published.vocabulary(), self._file)]
+
 
 class Checkpoint(Source):
     """A checkpoint file of LAVIS or BLIP. Its vocabulary lies beside it as vocab.txt, or is BERT's."""
 
     def __init__(self, task: str, path: Path) -> None:
         self._task, self._path = task, path
+        self._beside = path.with_name("vocab.txt")
 
     def recipe(self) -> str:
-        """The file with its size and hash."""
-        return describe(self._path)
+        """The file with its size and hash, and so the vocabulary beside it."""
+        return " with ".join(describe(path) for path in (self._path, self._beside) if path.is_file())
 
     def open(self, downloads: Path, report: Report) -> Model:
         """Read the dimensions off the weights."""
@@ -146,20 +159,24 @@ class Checkpoint(Source):
         defaults = published.DEFAULTS[self._task]
         config = {**defaults, **dimensions(self._task, shapes, self._path)}
         config["max_txt_len"] = min(config["max_txt_len"], config["text"]["max_position_embeddings"])
-        beside = self._path.with_name("vocab.txt")
-        words = read_vocabulary(beside if beside.is_file() else fetch(published.vocabulary(), downloads, report))
+        own = self._beside.is_file()
+        words = read_vocabulary(self._beside if own else fetch(published.vocabulary(), downloads, report))
         size = config["text"]["vocab_size"]
         added = [token for token in ("[DEC]", "[ENC]") if token not in words]
         if len(words) + len(added) != size:
             raise BundleError(
                 f"{self._path} has embeddings of {size} tokens and its vocabulary {len(words) + len(added)}; "
-                f"put its own beside it as {beside.name}."
+                f"put its own beside it as {self._beside.name}."
             )
         return Model(config, words, self._path)
 
     def state(self) -> dict[str, Tensor]:
         """Read it again; between the two another source may have needed the memory."""
         return _plain(read_checkpoint(self._path))
+
+    def downloaded(self, downloads: Path) -> list[Path]:
+        """BERT's vocabulary, where it was taken."""
+        return [] if self._beside.is_file() else [downloads / published.vocabulary().name]
 
 
 class HuggingFace(Source):
@@ -191,41 +208,68 @@ class Hub(Source):
 
     def __init__(self, task: str, repository: str) -> None:
         self._task, self._repository = task, repository
+        self._revision = ""
+        self._sizes: dict[str, int] = {}
         self._local: HuggingFace | None = None
 
     def recipe(self) -> str:
-        """Its name."""
-        return self._repository
+        """Its name and the commit that it has now."""
+        from huggingface_hub import HfApi
+
+        with self._reaching():
+            found = HfApi().model_info(self._repository, files_metadata=True)
+        self._revision = found.sha or "main"
+        self._sizes = {file.rfilename: file.size or 0 for file in found.siblings or []}
+        return f"{self._repository}@{self._revision}"
 
     def open(self, downloads: Path, report: Report) -> Model:
         """Download it: the hub's own library resumes and checks."""
-        directory = downloads / self._repository.replace("/", "--")
+        directory = self._directory(downloads)
         self._fetch([*hugging_face.FILES], directory)
         hugging_face.check_architecture(directory, self._task)
-        report(f"Fetching the weights of {self._repository}.")
-        for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
-            self._fetch([pattern], directory)
-            if any(directory.glob(pattern)):
+        for pattern in hugging_face.WEIGHT_PATTERNS:
+            if names := [name for name in fnmatch.filter(self._sizes, pattern) if "/" not in name]:
+                sizes = (self._sizes[name] for name in names if not (directory / name).is_file())
+                check_room(downloads.parent, sum(sizes))
+                report(f"Fetching the weights of {self._repository}.")
+                self._fetch(names, directory)
                 break
         self._local = HuggingFace(self._task, directory)
         return self._local.open(downloads, report)
 
     def origin(self) -> str:
-        """Its name, and its files with their hashes."""
+        """Its name and commit, and its files with their hashes."""
         assert self._local is not None
-        return self._local.recipe().replace(self._local.directory.name, self._repository, 1)
+        return self._local.recipe().replace(self._local.directory.name, f"{self._repository}@{self._revision}", 1)
 
     def state(self) -> dict[str, Tensor]:
         """Read its weights."""
         assert self._local is not None
         return self._local.state()
 
+    def discard(self) -> None:
+        """Remove its files."""
+        assert self._local is not None
+        shutil.rmtree(self._local.directory)
+
+    def downloaded(self, downloads: Path) -> list[Path]:
+        """Its directory."""
+        return [self._directory(downloads)]
+
+    def _directory(self, downloads: Path) -> Path:
+        return downloads / self._repository.replace("/", "--")
+
     def _fetch(self, patterns: list[str], directory: Path) -> None:
         from huggingface_hub import snapshot_download
 
+        with self._reaching():
+            snapshot_download(self._repository, revision=self._revision, allow_patterns=patterns, local_dir=directory)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
         try:
-            snapshot_download(self._repository, allow_patterns=patterns, local_dir=directory)
-        except Exception as error:  # it has many, and those of the library under it
+            yield
+        except Exception as error:  # the library has many, and those of the library under it
             if getattr(error, "errno", None) in DISK:
                 raise
             raise BundleError(
@@ -248,10 +292,11 @@ def find(task: str, given: str) -> Source:
                 raise BundleError(f"{given} is a model for {PURPOSES[other]}; give it with --{other}.")
             return Published(task, name)
     path = Path(os.path.expanduser(given))
-    if path.is_dir():
-        return HuggingFace(task, path)
-    if path.is_file():
-        return Checkpoint(task, path)
+    with reading(path, "check the path"):
+        if path.is_dir():
+            return HuggingFace(task, path.resolve())
+        if path.is_file():
+            return Checkpoint(task, path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", given) and path.suffix not in FILE_ENDINGS:
         return Hub(task, given)
     known = ", ".join(published.MODELS[task][1])

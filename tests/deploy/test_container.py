@@ -139,7 +139,8 @@ def test_inner_addresses_are_refused_unless_it_is_told_otherwise(published: Cont
 
 def test_the_doctor_finds_the_weights_that_are_baked_in(published: Container) -> None:
     said = published.run("/src/scripts/entrypoint", "python", "-W", "ignore", "-m", "blip", "doctor").stdout
-    assert re.search(r"^weights +demo \(float16\) at /src/weights/demo/?, whole$", said, re.MULTILINE)
+    line = r"^weights +demo \(float16\) for caption, answer, match at /src/weights/demo/?, whole$"
+    assert re.search(line, said, re.MULTILINE)
 
 
 def test_it_runs_as_nobody_special_and_writes_only_where_it_may(published: Container) -> None:

@@ -4,6 +4,7 @@ It runs with transformers 5 before our own packages, and imports nothing of ours
 
     {"make": DIR, "kind": CLASS, "seed": N, "sizes": {...}, "words": [...]}    a model with random weights
     {"load": DIR, "images": [PATH], "texts": [TEXT], "generate": {...}}        its outputs, one image at a time
+    {"encode": DIR, "texts": [TEXT]}                                           the ids of each text
 """
 
 import itertools
@@ -33,7 +34,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(make(**asked) if "make" in asked else run(**asked)), flush=True)
+        answer = make if "make" in asked else encode if "encode" in asked else run
+        print(json.dumps(answer(**asked)), flush=True)
 
 
 def make(*, make: str, kind: str, seed: int, sizes: dict[str, Any], words: list[str]) -> dict[str, Any]:
@@ -70,6 +72,12 @@ def make(*, make: str, kind: str, seed: int, sizes: dict[str, Any], words: list[
     )
     processor.save_pretrained(directory)
     return {"files": sorted(path.name for path in directory.iterdir())}
+
+
+def encode(*, encode: str, texts: list[str]) -> list[list[int]]:
+    """What its processor makes of texts."""
+    processor = BlipProcessor.from_pretrained(encode)
+    return [processor(text=text)["input_ids"] for text in texts]
 
 
 @torch.no_grad()

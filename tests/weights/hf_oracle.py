@@ -73,6 +73,10 @@ class Oracle(Responder):
         found = self.ask(json.dumps(asked))
         return found["outputs"], found["pixels"]
 
+    def encode(self, directory: Path, texts: list[str]) -> Any:
+        """The ids that its processor makes of each text."""
+        return self.ask(json.dumps({"encode": str(directory), "texts": texts}))
+
 
 @pytest.fixture(scope="session")
 def oracle() -> Iterator[Oracle]:

@@ -22,11 +22,16 @@ class Hub(Peer):
 
     Attributes:
         requests: how often each file was asked for with GET.
+        commit: what the branch is at.
+        sizes: of files that it says to have another size than they have.
     """
+
+    commit = COMMIT
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name, self.directory = name, directory
         self.requests: Counter[str] = Counter()
+        self.sizes: dict[str, int] = {}
         super().__init__()
         self.RequestHandlerClass = HubRequest
 
@@ -34,8 +39,9 @@ class Hub(Peer):
         """Answer what the library asks for."""
         path = request.path.partition("?")[0]
         if path.startswith(f"/api/models/{self.name}/revision/") or path == f"/api/models/{self.name}":
-            names = sorted(entry.name for entry in self.directory.iterdir())
-            about = {"id": self.name, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            sizes = {entry.name: entry.stat().st_size for entry in sorted(self.directory.iterdir())} | self.sizes
+            files = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+            about = {"id": self.name, "sha": self.commit, "siblings": files}
             request.answer(200, json.dumps(about).encode(), Content_Type="application/json")
             return
         file = self.directory / path.rpartition("/")[2]
@@ -45,7 +51,7 @@ class Hub(Peer):
         body = file.read_bytes()
         headers: dict[str, str | None] = {
             "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
-            "X_Repo_Commit": COMMIT,
+            "X_Repo_Commit": self.commit,
             "Content_Length": str(len(body)),
         }
         if request.command == "HEAD":

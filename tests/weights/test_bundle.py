@@ -1,7 +1,9 @@
 """The bundle on disk: what is written is what is read, and nothing else is accepted."""
 
 import json
+import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +17,15 @@ from blip.weights.bundle import (
     FILES,
     MANIFEST,
     TASKS,
+    WEIGHTS,
     Bundle,
     BundleWriter,
     open_bundle,
     read_manifest,
     remove_leftovers,
 )
+from blip.weights.exchange import exchange
+from tests.weights.forks import forked
 
 TENSORS = {"layer.weight": torch.arange(200.0).reshape(10, 20), "layer.bias": torch.ones(10)}
 
@@ -142,6 +147,33 @@ def test_a_manifest_without_a_field_is_refused(path: Path, key: str) -> None:
         open_bundle(path)
 
 
+ODD = (None, True, 7, 1.5, "", "x", "\ud800", [], [1], [None], {}, {"caption": 1}, {"x": {"size": "1"}})
+
+
+@pytest.mark.parametrize("key", ["format", "name", "dtype", "source", "note", "files", "recipe", "changes"])
+@pytest.mark.parametrize("value", ODD, ids=ascii)
+def test_a_manifest_with_a_value_of_another_kind_is_one_sentence_or_works(path: Path, key: str, value: Any) -> None:
+    edit_manifest(path, lambda manifest: manifest.update({key: value}))
+    try:
+        bundle = open_bundle(path)
+    except BundleError as error:
+        said = str(error)
+        assert said.startswith(f"{path / MANIFEST} ")
+        assert "\n" not in said
+    else:
+        for text in (bundle.name, bundle.source, bundle.note, *bundle.recipe.values(), *bundle.changes):
+            text.encode()
+
+
+@pytest.mark.parametrize(
+    "entry", [*ODD, {"size": True, "sha256": ""}, {"size": 1, "sha256": 5}, {"size": 1}], ids=ascii
+)
+def test_an_entry_of_another_kind_is_one_sentence(path: Path, entry: Any) -> None:
+    edit_manifest(path, lambda manifest: manifest["files"].update({"vocab.txt": entry}))
+    with pytest.raises(BundleError, match=rf"{path / MANIFEST} is incomplete"):
+        open_bundle(path)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"format": 1, "files": []}', "\udcff"])
 def test_a_manifest_that_is_something_else_is_refused(path: Path, content: str) -> None:
     (path / MANIFEST).write_text(content, errors="surrogateescape")
@@ -179,6 +211,85 @@ def test_a_directory_of_something_else_is_never_replaced(tmp_path: Path) -> None
         write(tmp_path / "photos")
     assert (tmp_path / "photos" / "1.jpg").read_bytes() == b"precious"
     assert [entry.name for entry in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_bundle_is_replaced_where_the_disk_cannot_exchange_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blip.weights.bundle.exchange", lambda *_: False)
+    write(path, name="new")
+    assert open_bundle(path).name == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_kill_between_two_renames_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed_at(name: str) -> None:
+        def work() -> None:
+            rename = Path.rename
+
+            def until(self: Path, target: Path) -> Path:
+                if Path(target).name == name:
+                    os._exit(9)
+                return rename(self, target)
+
+            monkeypatch.setattr("blip.weights.bundle.exchange", lambda *_: False)
+            monkeypatch.setattr(Path, "rename", until)
+            write(path, name="new")
+
+        process = forked(work)
+        process.join()
+        assert process.exitcode == 9
+
+    killed_at(path.name)
+    assert not path.exists()
+    remove_leftovers(path)
+    open_bundle(path).verify()
+    assert open_bundle(path).name == "small"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_two_directories_change_names(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if exchange(tmp_path / "one", tmp_path / "two"):
+        assert [file.name for file in (tmp_path / "one").iterdir()] == ["two"]
+        assert [file.name for file in (tmp_path / "two").iterdir()] == ["one"]
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "one", tmp_path / "three")
+
+
+@contextmanager
+def as_nobody() -> Iterator[Path]:
+    """A directory for files of a user who is not allowed everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(user)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_looked_at() -> None:
+    with as_nobody() as folder:
+        path = folder / "bundle"
+        write(path)
+        (path / "caption" / "model.safetensors").chmod(0)
+        (path / "match" / "config.json").write_bytes((path / "match" / "config.json").read_bytes().swapcase())
+        assert [line.removeprefix(f"{path}/") for line in read_manifest(path).altered()] == [
+            "caption/model.safetensors cannot be read (Permission denied)",
+            "match/config.json was altered: its SHA-256 is not the one in manifest.json",
+        ]
+        with pytest.raises(BundleError, match=r"caption/model\.safetensors cannot be read .*; restore the bundle\.$"):
+            open_bundle(path).verify()
+        (path / "answer").chmod(0)
+        missing = [line.removeprefix(f"{path}/") for line in read_manifest(path).missing()]
+        assert missing == [f"answer/{name} cannot be read (Permission denied)" for name in ("config.json", WEIGHTS)]
+        (path / "answer").chmod(0o700)
+        (path / MANIFEST).chmod(0)
+        with pytest.raises(BundleError, match=r"manifest\.json cannot be read \(Permission denied\); "):
+            open_bundle(path)
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else_is(path: Path) -> None:

@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import EXAMPLES
+from benchmarks.random_blip import SPECIAL
 from blip import engine
 from blip.errors import BundleError
 from blip.pictures.pool import Pool
 from blip.tasks import TASKS
 from blip.weights.bundle import open_bundle
-from blip.weights.load import load_models
+from blip.weights.load import load_models, load_tokenizer
 from blip.weights.make import change, make
 from blip.weights.sources import HuggingFace
-from tests.weights.hf_oracle import Oracle
+from tests.weights.hf_oracle import Oracle, sizes
 
 CPU = torch.device("cpu")
 QUESTIONS = [
@@ -36,6 +37,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("images")
     paths = sorted(EXAMPLES.glob("*.jpg"))[:3]
     generator = np.random.default_rng(0)
+    clear = Image.open(EXAMPLES / "pair.jpg").convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    for name, picture in {
+        "rgba.png": clear,
+        "grey.png": clear.convert("LA"),
+        "palette.gif": clear.quantize(64),
+        "colour.png": clear.convert("RGB"),
+    }.items():
+        # The last has no channel for it: one colour of the picture is transparent.
+        seen_through: dict[str, Any] = {"transparency": (0, 0, 0)} if name == "colour.png" else {}
+        picture.save(folder / name, **seen_through)
+        paths.append(folder / name)
     for index, (width, height) in enumerate([(640, 427), (31, 30), (30, 30), (7, 200), (333, 90), (1000, 1500)]):
         side = 200 if index % 2 else 8  # fine noise, or coarse squares
         squares = Image.fromarray(generator.integers(0, 256, (side, side, 3), np.uint8))
@@ -123,6 +136,37 @@ def test_captions_with_a_prompt_are_those_of_transformers(
     assert found(made, "caption", images) == expected
 
 
+def test_a_prompt_is_followed_by_as_many_tokens_as_in_transformers(
+    oracle: Oracle, found: Found, images: list[Path], tmp_path: Path
+) -> None:
+    directory = oracle.make(tmp_path / "hf", "caption", 7, end=-9.0)
+    expected, _ = oracle.run(directory, images[:2], ["a picture of the"] * 2)
+    made = bundle(tmp_path / "bundle", "caption", directory, "caption.prompt=a picture of the")
+    assert found(made, "caption", images[:2]) == expected
+    assert {len(row) for row in expected} == {25}
+    change(made, ["caption.prompt="], lambda _: None)
+    expected, _ = oracle.run(directory, images[:2])
+    assert found(made, "caption", images[:2]) == expected
+    change(made, ["caption.max_length=9"], lambda _: None)
+    change(made, ["caption.prompt=a dog"], lambda _: None)
+    expected, _ = oracle.run(directory, images[:2], ["a dog"] * 2, max_length=9)
+    assert found(made, "caption", images[:2]) == expected
+
+
+def test_settings_of_a_search_in_the_config_are_dropped_as_transformers_does(
+    oracle: Oracle, found: Found, images: list[Path], tmp_path: Path
+) -> None:
+    directory = oracle.make(tmp_path / "hf", "caption", 1, end=1.0)
+    dropped: dict[str, Any] = {"max_length": 9, "min_length": 7, "num_beams": 4, "do_sample": True, "temperature": 3.0}
+    dropped |= {"repetition_penalty": 1.7, "encoder_repetition_penalty": 1.5, "early_stopping": True}
+    dropped |= {"length_penalty": 2.0, "no_repeat_ngram_size": 2, "num_return_sequences": 2, "forced_eos_token_id": 3}
+    dropped |= {"suppress_tokens": [5, 9], "begin_suppress_tokens": [5], "bad_words_ids": [[6]]}
+    dropped |= {"exponential_decay_length_penalty": [2, 2.0]}
+    edit(directory / "config.json", text_config=dropped)
+    expected, _ = oracle.run(directory, images)
+    assert found(bundle(tmp_path / "bundle", "caption", directory), "caption", images) == expected
+
+
 @pytest.mark.parametrize("search", SEARCHES, ids=str)
 @pytest.mark.parametrize("seed", range(2))
 def test_answers_are_those_of_transformers(
@@ -155,6 +199,69 @@ def test_pixels_are_those_of_its_processor_bit_for_bit(
         pixels = torch.frombuffer(asyncio.run(pool.pixels(image, 30, "transformers")), dtype=torch.uint8)
         normalised = engine.encoders.normalise(model.net.pixel_values, pixels.view(1, 30, 30, 3))
         assert torch.equal(normalised.flatten(), torch.tensor(expected)), image
+
+
+PIXELS = {"image_mean": [0.3, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "rescale_factor": 1 / 127}
+
+
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
+def test_pixels_are_made_as_the_file_says_that_transformers_reads(
+    oracle: Oracle, found: Found, images: list[Path], tmp_path: Path, file: str
+) -> None:
+    directory = oracle.make(tmp_path / "hf", "caption", end=1.0)
+    processor = json.loads((directory / "processor_config.json").read_text())
+    other = {**processor["image_processor"], "image_mean": [0.0, 0.1, 0.2]}
+    if file == "processor_config.json":
+        edit(directory / file, image_processor=PIXELS)
+        edit(directory / "preprocessor_config.json", **other)
+    else:  # the first is of an older version, in which it says nothing of pixels
+        (directory / "processor_config.json").write_text(json.dumps({"processor_class": "BlipProcessor"}))
+        edit(directory / file, **{**other, **PIXELS})
+    expected, pixels = oracle.run(directory, images)
+    made = bundle(tmp_path / "bundle", "caption", directory)
+    assert found(made, "caption", images) == expected
+    net = load_models(open_bundle(made), CPU, "float32")["caption"].net
+    assert min(pixels) >= net.pixel_values.min() and max(pixels) <= net.pixel_values.max()
+    assert net.pixel_values[0, 0].item() == pytest.approx(-0.3 / 0.2)
+
+
+#: Letters, and texts in which two ways to take them apart differ; a sigma at the end of a word, say.
+ODD = json.loads(Path(__file__).with_name("odd_texts.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_lower_case": False}, {"strip_accents": False}, {"do_lower_case": False, "strip_accents": True}],
+    ids=str,
+)
+def test_texts_are_taken_apart_as_transformers_does(oracle: Oracle, tmp_path: Path, options: dict[str, bool]) -> None:
+    words = [*SPECIAL, *ODD["words"]]
+    text = {**sizes()["text"], "vocab_size": len(words) + 2, "bos_token_id": len(words)}
+    directory = oracle.make(tmp_path / "hf", "match", words=words, text=text)
+    edit(directory / "tokenizer_config.json", **options)
+    bundle(tmp_path / "bundle", "match", directory)
+    tokenizer = load_tokenizer(open_bundle(tmp_path / "bundle"), "match")
+    assert [tokenizer(text).input_ids for text in ODD["texts"]] == oracle.encode(directory, ODD["texts"])
+
+
+def test_a_token_without_a_name_shows_in_no_text(oracle: Oracle, tmp_path: Path) -> None:
+    directory = oracle.make(tmp_path / "hf", "caption")
+    model = load_models(open_bundle(bundle(tmp_path / "bundle", "caption", directory)), CPU, "float32")["caption"]
+    first, count, dog = (model.net.tokenizer.convert_tokens_to_ids(token) for token in ("[DEC]", "[ENC]", "dog"))
+    for whole, text in ((True, "dog dog dog"), (False, "dog dog")):
+        tokens = engine.Tokens([first, dog, count, dog, first, dog], whole)
+        assert engine.text_of(model.net, tokens) == text
+
+
+def test_one_weight_in_two_files_is_refused(oracle: Oracle, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    directory = oracle.make(tmp_path / "hf", "caption", shard="40KB")
+    parts = sorted(directory.glob("model-*.safetensors"))
+    weights = load_file(parts[0])
+    save_file({**load_file(parts[1]), **weights}, parts[1])
+    with pytest.raises(BundleError, match=r"has the weight .* for a second time; save the model anew\.$"):
+        bundle(tmp_path / "bundle", "caption", directory)
 
 
 @pytest.mark.parametrize("changes", [{"shard": "40KB"}, {"half": True}], ids=str)
@@ -210,23 +317,78 @@ def edit(path: Path, **changes: Any) -> None:
         ("config.json", {"text_config": {"num_attention_heads": 7}}, r"text width of 48, which 7 heads cannot share"),
         ("config.json", {"text_config": {"num_attention_heads": 0}}, r"num_attention_heads 0; a whole number from 1"),
         ("config.json", {"text_config": {"layer_norm_eps": "x"}}, r"has layer_norm_eps 'x'; a number above 0"),
-        ("config.json", {"text_config": {"repetition_penalty": 1.5}}, r"repetition_penalty 1\.5, which this server"),
+        ("config.json", {"text_config": {"guidance_scale": 1.5}}, r"asks for guidance_scale 1\.5, which this server"),
         ("config.json", {"text_config": {"layer_norm_eps": 10**400}}, r"; a number above 0 is needed\.$"),
         ("config.json", {"text_config": {"max_new_tokens": 4}}, r"asks for max_new_tokens 4, which this server cannot"),
         ("config.json", {"architectures": ["a\nb"]}, r"is of a 'a\\nb'; give one of"),
-        ("preprocessor_config.json", {"rescale_factor": 10**400}, r"rescale_factor .*; a number above 0 is needed"),
-        ("preprocessor_config.json", {"image_std": [1, 10**400, 1]}, r"three numbers are needed\.$"),
-        ("tokenizer.json", {"added_tokens": [{"content": "zebra", "id": 52}]}, r"the added token 'zebra', which this"),
+        (
+            "processor_config.json",
+            {"image_processor": {"rescale_factor": 10**400}},
+            r"rescale_factor .*; a number above 0 is needed",
+        ),
+        ("processor_config.json", {"image_processor": {"image_std": [1, 10**400, 1]}}, r"three numbers are needed\.$"),
+        (
+            "tokenizer.json",
+            {"added_tokens": [{"content": "zebra", "id": 52}]},
+            r"the special token 'zebra', which this",
+        ),
         ("tokenizer.json", {"model": {"vocab": {"[PAD]": [0]}}}, r"has no WordPiece vocabulary, which a BLIP needs"),
         ("tokenizer.json", {"model": {"type": "BPE"}}, r"has no WordPiece vocabulary, which a BLIP needs"),
-        ("config.json", {"text_config": {"max_length": 10**6}}, r"max_length=1000000 is beyond the model"),
-        ("config.json", {"text_config": {"bos_token_id": 10**6}}, r"bos_token_id 1000000, which is no token's\.$"),
-        ("config.json", {"text_config": {"sep_token_id": 1}}, r"has sep_token_id 1, which is not \[SEP\]'s\.$"),
+        (
+            "config.json",
+            {"text_config": {"bos_token_id": 10**6}},
+            r"bos_token_id 1000000, which is no token's; restore",
+        ),
+        ("config.json", {"text_config": {"sep_token_id": 1}}, r"has sep_token_id 1, which is not \[SEP\]'s; restore"),
         ("config.json", {"text_config": 7}, r"says text hidden_size 768 and the weights have 48"),
-        ("preprocessor_config.json", {"size": {"height": 20, "width": 30}}, r"and the model takes 30; make them the"),
-        ("preprocessor_config.json", {"resample": 2}, r"has resample 2; only 3 can be followed\.$"),
-        ("preprocessor_config.json", {"image_std": [1, 0, 1]}, r"has an image_std of 0"),
-        ("preprocessor_config.json", {"image_mean": "x"}, r"has image_mean 'x'; three numbers are needed\.$"),
+        (
+            "processor_config.json",
+            {"image_processor": {"size": {"height": 20, "width": 30}}},
+            r"and the model takes 30; make them the",
+        ),
+        ("processor_config.json", {"image_processor": {"resample": 2}}, r"has resample 2; only 3 can be followed\.$"),
+        ("processor_config.json", {"image_processor": {"image_std": [1, 0, 1]}}, r"has an image_std of 0"),
+        (
+            "processor_config.json",
+            {"image_processor": {"image_mean": "x"}},
+            r"has image_mean 'x'; three numbers are needed\.$",
+        ),
+        (
+            "processor_config.json",
+            {"image_processor": {"do_center_crop": True}},
+            r"has do_center_crop True; only False",
+        ),
+        (
+            "processor_config.json",
+            {"image_processor": {"do_pad": True}},
+            r"has do_pad True; only False can be followed",
+        ),
+        ("processor_config.json", {"image_processor": {"do_resize": False}}, r"has do_resize False; only True can be"),
+        ("processor_config.json", {"image_processor": 5}, r"has no settings in image_processor; restore the model"),
+        (
+            "processor_config.json",
+            {"image_processor": {"image_processor_type": "CLIPImageProcessor"}},
+            r"names the processor 'CLIPImageProcessor'; only a BlipImageProcessor",
+        ),
+        (
+            "processor_config.json",
+            {"image_processor": {"image_std": [1e-300, 1, 1]}},
+            r"make pixels of any size; restore",
+        ),
+        ("tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"}, r"names the tokenizer 'CLIPTokenizer'; only a"),
+        ("tokenizer_config.json", {"cls_token": "[MASK]"}, r"the special token '\[MASK\]' as cls_token, which this"),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<image>"]}, r"the special token '<image>', which this"),
+        ("added_tokens.json", {"dog": 9}, r"added_tokens\.json has the special token 'dog', which this server's"),
+        (
+            "special_tokens_map.json",
+            {"unk_token": {"content": "[UNK]", "lstrip": True}},
+            r"'lstrip': True} as unk_token,",
+        ),
+        (
+            "tokenizer.json",
+            {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}},
+            r"does not begin a text with \[CLS\] and end it with \[SEP\]; give the model's own",
+        ),
         ("tokenizer_config.json", {"do_lower_case": "yes"}, r"has do_lower_case 'yes'; true or false is needed"),
     ],
     ids=str,

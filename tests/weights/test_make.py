@@ -1,6 +1,7 @@
 """A bundle of any BLIP: what LAVIS does with the same checkpoint, settings within the model, nothing half made."""
 
 import contextlib
+import itertools
 import os
 import random
 import resource
@@ -194,17 +195,34 @@ def test_a_pretraining_checkpoint_captions_and_matches_and_does_not_answer(tmp_p
         (
             "caption",
             lambda state: state.update({"visual_encoder.pos_embed": torch.zeros(1, 8, 128)}),
-            r"has 8 position embeddings, which are not of a square image",
+            r"has 8 position embeddings, which fit no square image",
         ),
         (
             "caption",
             lambda state: state.update({"visual_encoder.pos_embed": torch.zeros(26, 128)}),
-            r"visual_encoder\.pos_embed with shape \[26, 128\]: it is no BLIP's",
+            r"visual_encoder\.pos_embed with shape \[26, 128\], which no BLIP has",
         ),
         (
             "caption",
             lambda state: state.update({"visual_encoder.blocks.9999.norm1.bias": torch.zeros(1)}),
-            r"lacks the weights visual_encoder\.blocks\.2: it is not whole\.$",
+            r"lacks the weights visual_encoder\.blocks\.2: it is not whole; fetch it again\.$",
+        ),
+        (
+            "caption",
+            lambda state: state.update(
+                {"text_decoder.bert.encoder.layer.0.crossattention.self.key.weight": torch.zeros(128, 64)}
+            ),
+            r"has images of width 128 and its texts look at 64; give a whole model",
+        ),
+        (
+            "caption",
+            lambda state: state.update({"visual_encoder.pos_embed": torch.zeros(1, 1 + 171**2, 128)}),
+            r"is for images of 1026 pixels; give a model for 1024 at most\.$",
+        ),
+        (
+            "caption",
+            lambda state: state.update({"my_queue_net.weight": torch.zeros(1)}),
+            r"not use: my_queue_net\.weight;",
         ),
         (
             "caption",
@@ -222,7 +240,7 @@ def test_a_checkpoint_of_something_else_is_one_sentence(
     torch.save({"model": state}, path)
     with pytest.raises(BundleError, match=sentence):
         made(tmp_path / "bundle", task, path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".blip.lock", "in", "vocab.txt"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in", "vocab.txt"]
 
 
 def test_a_truncated_checkpoint_is_one_sentence(tmp_path: Path, words: Any) -> None:
@@ -325,7 +343,7 @@ def assert_made(out: Path) -> None:
     bundle = open_bundle(out)
     bundle.verify()
     assert bundle.tasks == ("caption", "match")
-    assert sorted(entry.name for entry in out.parent.iterdir()) == [".blip.lock", out.name]
+    assert sorted(entry.name for entry in out.parent.iterdir()) == [out.name]
 
 
 def test_models_of_lavis_are_fetched_and_their_files_recorded(small: Small, out: Path) -> None:
@@ -436,13 +454,37 @@ def test_a_repository_of_the_hub_is_fetched_and_made(oracle: Oracle, tmp_path: P
     ended = bundle_command("make", tmp_path / "out", "--caption", "someone/my-blip", **environment)
     assert ended.returncode == 0, ended.stderr
     bundle = open_bundle(tmp_path / "out")
-    assert bundle.source.startswith("caption: someone/my-blip: config.json ")
+    assert bundle.source.startswith(f"caption: someone/my-blip@{hub.commit}: config.json ")
+    assert "processor_config.json " in bundle.source
     assert "tf_model.h5" not in hub.requests
+    assert not (tmp_path / "blip-downloads").exists()
+    hub.commit = f"f{hub.commit[1:]}"  # the model was trained on
+    ended = bundle_command("make", tmp_path / "out", "--caption", "someone/my-blip", **environment)
+    assert "holds another bundle (made); remove it or choose another" in ended.stderr
     ended = bundle_command("make", tmp_path / "other", "--caption", "someone/nothing", **environment)
     hub.close()
     assert ended.returncode == 1
     assert ended.stderr.startswith("bundle make: someone/nothing cannot be fetched from the hub (RepositoryNotFound")
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_damaged_file_of_the_hub_is_fetched_again_and_a_full_disk_said_before(oracle: Oracle, tmp_path: Path) -> None:
+    directory = oracle.make(tmp_path / "repository", "caption")
+    hub = Hub("someone/my-blip", directory)
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    whole = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(whole[:-4] + b"\xff" * 4)  # not a number
+    ended = bundle_command("make", tmp_path / "out", "--caption", "someone/my-blip", **environment)
+    assert "cannot hold; fetch it again" in ended.stderr
+    (directory / "model.safetensors").write_bytes(whole)
+    ended = bundle_command("make", tmp_path / "out", "--caption", "someone/my-blip", **environment)
+    assert ended.returncode == 0, ended.stderr
+    hub.requests.clear()
+    hub.sizes["model.safetensors"] = 10**15
+    ended = bundle_command("make", tmp_path / "other", "--caption", "someone/my-blip", **environment)
+    hub.close()
+    assert "GB free and the bundle with its downloads needs 1000000.00 GB" in ended.stderr
+    assert "model.safetensors" not in hub.requests
 
 
 def test_a_bundle_of_one_task_is_shown_changed_verified_and_served(tmp_path: Path, words: Any) -> None:
@@ -471,6 +513,84 @@ def test_a_bundle_of_one_task_is_shown_changed_verified_and_served(tmp_path: Pat
     (path / "caption" / "config.json").write_text("{}")
     ended = bundle_command("verify", path)
     assert (ended.returncode, ended.stdout.count("\n")) == (1, 1)
+
+
+def test_another_vocabulary_beside_a_checkpoint_makes_another_bundle(tmp_path: Path, words: Any) -> None:
+    path = tmp_path / "in" / "my.pth"
+    save(path, "caption", words)
+    made(tmp_path / "bundle", "caption", path)
+    source = open_bundle(tmp_path / "bundle").source
+    assert source.startswith("caption: my.pth ") and " with vocab.txt " in source
+    vocabulary = path.with_name("vocab.txt")
+    vocabulary.write_text(vocabulary.read_text().replace("dog\n", "cat\n"))
+    with pytest.raises(BundleError, match=r"holds another bundle \(made\)"):
+        made(tmp_path / "bundle", "caption", path)
+
+
+def test_only_what_a_run_has_fetched_is_removed(small: Small, out: Path) -> None:
+    make(out, small.sources(), "float16", quiet, keep=True)
+    downloads = out.parent / "blip-downloads"
+    kept = {"caption.pth", "match.pth", "vocab.txt"}
+    assert set(os.listdir(downloads)) == kept
+    shutil.copy(downloads / "caption.pth", downloads / "mine.pth")
+    make(out.with_name("two"), {"caption": find("caption", str(downloads / "mine.pth"))}, "float16", quiet)
+    change(out, ["caption.num_beams=1"], quiet)
+    assert set(os.listdir(downloads)) == {*kept, "mine.pth"}
+    make(out.with_name("three"), small.sources(), "float16", quiet)
+    assert os.listdir(downloads) == ["mine.pth"]
+
+
+def test_a_bundle_is_changed_where_it_lies_and_not_where_a_link_is(
+    tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "in" / "my.pth", "caption", words)
+    made(tmp_path / "mine", "caption", tmp_path / "in" / "my.pth")
+    (tmp_path / "link").symlink_to("mine")
+    change(tmp_path / "link", ["caption.num_beams=1"], quiet)
+    assert (tmp_path / "link").is_symlink()
+    assert open_bundle(tmp_path / "mine").config("caption")["num_beams"] == 1
+    monkeypatch.chdir(tmp_path / "mine")
+    change(Path(), ["caption.num_beams=2", "caption.prompt=the  Dog"], quiet)
+    bundle = open_bundle(tmp_path / "mine")
+    bundle.verify()
+    assert bundle.changes == ["caption.num_beams=2", "caption.prompt=the dog "]
+    assert sorted(os.listdir(tmp_path)) == ["in", "link", "mine", "vocab.txt"]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(BundleError, match=r"loop is no place for a bundle .*; choose another directory\.$"):
+        change(tmp_path / "loop", ["caption.num_beams=1"], quiet)
+
+
+def test_a_bundle_is_changed_on_a_disk_without_hard_links(
+    tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError
+
+    save(tmp_path / "in" / "my.pth", "caption", words)
+    made(tmp_path / "mine", "caption", tmp_path / "in" / "my.pth")
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    change(tmp_path / "mine", ["caption.num_beams=1"], quiet)
+    open_bundle(tmp_path / "mine").verify()
+
+
+def test_a_change_that_is_killed_at_random_leaves_a_whole_bundle(tmp_path: Path, words: Any) -> None:
+    save(tmp_path / "in" / "my.pth", "caption", words)
+    path = tmp_path / "mine"
+    made(path, "caption", tmp_path / "in" / "my.pth")
+
+    def change_for_ever() -> None:
+        for beams in itertools.cycle((1, 2, 3)):
+            change(path, [f"caption.num_beams={beams}"], quiet)
+
+    chance = random.Random(0)
+    for _ in range(10):
+        process = forked(change_for_ever)
+        process.join(chance.uniform(0.1, 0.4))
+        process.kill()
+        process.join()
+        open_bundle(path).verify()
+    change(path, ["caption.num_beams=5"], quiet)
+    assert sorted(os.listdir(tmp_path)) == ["in", "mine", "vocab.txt"]
 
 
 @pytest.mark.parametrize(

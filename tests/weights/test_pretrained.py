@@ -53,7 +53,7 @@ class Published:
             tensors = bundle.tensors(task)
             assert tensors.keys() == needed.keys()
             assert all(torch.equal(tensors[name], needed[name].to(DTYPES[dtype])) for name in needed)
-        assert sorted(entry.name for entry in path.parent.iterdir()) == [".blip.lock", path.name]
+        assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name]
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +226,7 @@ def test_a_checkpoint_with_other_weights_is_refused_by_file_and_key(
     path = change(small, "caption", edit)
     with pytest.raises(BundleError, match=f"{path} .*{sentence}"):
         build(small.upstream, out, "float16", print, source=small.directory)
-    assert sorted(entry.name for entry in out.parent.iterdir()) == [".blip.lock"]
+    assert sorted(entry.name for entry in out.parent.iterdir()) == []
     assert path.exists()
 
 

@@ -1,0 +1,224 @@
+"""What a BLIP in the layout of Hugging Face's transformers is given: its pixels, its vocabulary and its tokenizer.
+
+Names and meaning are those of transformers 5.23 (image_processing_backends.py, tokenization_utils_base.py,
+tokenization_bert.py). What this release cannot follow is refused by name.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from blip.errors import BundleError
+from blip.weights.making import check_vocabulary, read_vocabulary
+from blip.weights.values import array, is_number, is_place, mapping, number, read
+
+BICUBIC = 3  # of Pillow's Resampling
+#: The files, as patterns.
+FILES = (
+    *("processor_config.json", "preprocessor_config.json", "vocab.txt"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+#: What BlipImageProcessor does where nothing is said; the second part is all that can be followed.
+_PIXELS = {
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],  # OPENAI_CLIP_MEAN
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_STEPS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_center_crop": False,
+    "do_pad": False,
+    "resample": BICUBIC,
+}
+#: The names of image processors that are this one; "Fast" is what transformers 4 called it.
+_PROCESSORS = ("BlipImageProcessor", "BlipImageProcessorFast", "BlipFeatureExtractor")
+_TOKENIZERS = ("BertTokenizer", "BertTokenizerFast")
+#: BERT's tokens that stand for themselves in a text.
+_SPECIAL = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+#: Tokens that LAVIS adds to BERT's.
+_ADDED = ("[DEC]", "[ENC]")
+#: How a tokenizer.json writes "[CLS] text [SEP]", of each kind of post-processor.
+_FRAME = {"BertProcessing": ["[CLS]", "[SEP]"], "TemplateProcessing": ["[CLS]", "A", "[SEP]"]}
+
+
+def pixels(directory: Path, image_size: int) -> dict[str, Any]:
+    """How a bundle's config.json says what the model sees of a picture.
+
+    Raises:
+        BundleError: its processor makes something else of a picture than this release can.
+    """
+    path, found = _processor(directory)
+    given = {**_PIXELS, **_STEPS, **found}
+    kind = given.get("image_processor_type", given.get("feature_extractor_type", _PROCESSORS[0]))
+    if kind not in _PROCESSORS:
+        raise BundleError(f"{path} names the processor {kind!r}; only a BlipImageProcessor can be followed.")
+    size = given.get("size", image_size)
+    if isinstance(size, dict):
+        size = [size.get("height"), size.get("width")]
+    if size not in (image_size, [image_size, image_size]):
+        raise BundleError(
+            f"{path} has a size of {given['size']!r} and the model takes {image_size}; make them the same."
+        )
+    for name, usual in _STEPS.items():
+        if given[name] != usual and (given[name] or usual):
+            raise BundleError(f"{path} has {name} {given[name]!r}; only {usual!r} can be followed.")
+    for name in ("image_mean", "image_std"):
+        values = array(given[name])
+        if len(values) != 3 or not all(map(is_number, values)):
+            raise BundleError(f"{path} has {name} {given[name]!r}; three numbers are needed.")
+    if 0 in given["image_std"]:
+        raise BundleError(f"{path} has an image_std of 0; restore the model.")
+    return {
+        "mean": given["image_mean"],
+        "std": given["image_std"],
+        "rescale_factor": number(path, given, "rescale_factor"),
+    }
+
+
+def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The settings of the image processor and their file; transformers 5 writes them into the first of the two."""
+    path = directory / "processor_config.json"
+    if path.is_file():
+        given = read(path)
+        if "image_processor" in given:
+            if not isinstance(given["image_processor"], dict):
+                raise BundleError(f"{path} has no settings in image_processor; restore the model.")
+            return path, given["image_processor"]
+    path = directory / "preprocessor_config.json"
+    return path, read(path) if path.is_file() else {}
+
+
+def vocabulary(directory: Path, size: int) -> tuple[list[str], int]:
+    """The tokens by id, filled up to `size`, which is the model's; and how many of them have a name.
+
+    transformers gives the decoder's first token an id behind the vocabulary and no name: it gets LAVIS's, "[DEC]".
+
+    Raises:
+        BundleError: there is none, or it is no WordPiece vocabulary, or has more tokens than the model.
+    """
+    plain, whole = directory / "vocab.txt", directory / "tokenizer.json"
+    if whole.is_file():  # transformers takes it first
+        path, words = whole, _words(whole)
+    elif plain.is_file():
+        path, words = plain, read_vocabulary(plain)
+    else:
+        raise BundleError(f"{directory} has neither vocab.txt nor tokenizer.json; add the model's vocabulary.")
+    if len(words) > size:
+        raise BundleError(f"{path} has {len(words)} tokens and the model {size}; give the model's own vocabulary.")
+    missing = size - len(words)
+    names = [token for token in _ADDED if token not in words]
+    return [*words, *[*names, *(f"[unnamed {index}]" for index in range(missing))][:missing]], len(words)
+
+
+def _words(path: Path) -> list[str]:
+    """The tokens of a tokenizer.json, in the order of their ids."""
+    given = read(path)
+    model = mapping(given.get("model"))
+    ids = mapping(model.get("vocab"))
+    places = {value: word for word, value in ids.items() if isinstance(value, int) and not isinstance(value, bool)}
+    for token in array(given.get("added_tokens")):
+        content, place = mapping(token).get("content"), mapping(token).get("id")
+        if content in _ADDED and isinstance(place, int) and place not in places:
+            places[place] = content
+    count = len(places)
+    is_whole = bool(ids) and len(ids) <= count and sorted(places) == list(range(count))
+    if model.get("type", "WordPiece") != "WordPiece" or not is_whole:
+        raise BundleError(f"{path} has no WordPiece vocabulary, which a BLIP needs; give the model's own.")
+    frame = mapping(given.get("post_processor"))
+    if frame and _framed(frame) != _FRAME.get(str(frame.get("type"))):
+        raise BundleError(f"{path} does not begin a text with [CLS] and end it with [SEP]; give the model's own.")
+    return check_vocabulary(path, [places[place] for place in range(count)])
+
+
+def _framed(given: Mapping[str, Any]) -> list[Any]:
+    """What a post-processor makes of one text."""
+    if given.get("type") == "BertProcessing":
+        return [(array(given.get(name)) or [None])[0] for name in ("cls", "sep")]
+    pieces = [mapping(mapping(piece).get(kind)) for piece in array(given.get("single")) for kind in mapping(piece)]
+    return [piece.get("id") for piece in pieces]
+
+
+def tokenizer(directory: Path, text: Mapping[str, Any], words: Sequence[str], named: int) -> dict[str, Any]:
+    """What a tokenizer needs beside the vocabulary, and the tokens that texts begin with.
+
+    Args:
+        directory: the model's.
+        text: its text_config.
+        words: the tokens by id.
+        named: how many of them are the vocabulary's.
+
+    Raises:
+        BundleError: its files tell of a tokenizer that this release does not have.
+    """
+    path, config = directory / "tokenizer_config.json", directory / "config.json"
+    given = read(path) if path.is_file() else {}
+    for name, token in (("sep_token_id", "[SEP]"), ("pad_token_id", "[PAD]")):
+        if not is_place(text[name], len(words)) or words[text[name]] != token:
+            raise BundleError(f"{config} has {name} {text[name]!r}, which is not {token}'s; restore the model.")
+    if not is_place(text["bos_token_id"], len(words)):
+        place = text["bos_token_id"]
+        raise BundleError(f"{config} has bos_token_id {place!r}, which is no token's; restore the model.")
+    if given.get("tokenizer_class", _TOKENIZERS[0]) not in _TOKENIZERS:
+        kind = given["tokenizer_class"]
+        raise BundleError(f"{path} names the tokenizer {kind!r}; only a BertTokenizer can be followed.")
+    options = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+    for name, usual in options.items():
+        value = given.get(name, usual)
+        if value not in (True, False, None):
+            raise BundleError(f"{path} has {name} {value!r}; true or false is needed.")
+        options[name] = value
+    special = {token: words.index(token) for token in _SPECIAL.values() if token in words[:named]}
+    possible = {token: words.index(token) for token in (*_SPECIAL.values(), *_ADDED) if token in words[:named]}
+    for where, purpose, content, place in _special_tokens(directory):
+        is_known = isinstance(content, str) and content in possible and place in (None, possible[content])
+        if not is_known or (purpose and _SPECIAL[purpose] != content):
+            what = f"the special token {content!r}" + (f" as {purpose}" if purpose else "")
+            raise BundleError(f"{where} has {what}, which this server's tokenizer cannot have; give the model's own.")
+        special[content] = possible[content]
+    return {
+        **options,
+        "bos_token": words[text["bos_token_id"]],
+        "enc_token": "[CLS]",
+        "special_tokens": sorted(special, key=special.__getitem__),
+        "unnamed_tokens": list(words[named:]),
+    }
+
+
+def _special_tokens(directory: Path) -> Iterator[tuple[Path, str | None, Any, Any]]:
+    """Each special or added token that a file tells of: the file, what it is for, how it is written, its id."""
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        for token in array(read(path).get("added_tokens")):
+            yield path, None, _content(token), mapping(token).get("id")
+    path = directory / "added_tokens.json"
+    if path.is_file():
+        for token, place in read(path).items():
+            yield path, None, token, place
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = directory / name
+        given = read(path) if path.is_file() else {}
+        for purpose in _SPECIAL:
+            if given.get(purpose) is not None:
+                yield path, purpose, _content(given[purpose]), None
+        for several in ("additional_special_tokens", "extra_special_tokens"):
+            tokens = given.get(several)
+            for token in tokens.values() if isinstance(tokens, dict) else array(tokens):
+                yield path, None, _content(token), None
+        for place, token in mapping(given.get("added_tokens_decoder")).items():
+            yield path, None, _content(token), int(place) if place.isdecimal() and len(place) < 10 else -1
+
+
+def _content(token: Any) -> Any:
+    """How a token is written, which stands by itself or in a description; None where spaces or case would change it."""
+    if not isinstance(token, dict):
+        return token
+    is_plain = not any(token.get(name) for name in ("lstrip", "rstrip", "single_word", "normalized"))
+    return token.get("content") if is_plain else token
