@@ -147,7 +147,21 @@ def test_a_manifest_without_a_field_is_refused(path: Path, key: str) -> None:
         open_bundle(path)
 
 
-ODD = (None, True, 7, 1.5, "", "x", "\ud800", [], [1], [None], {}, {"caption": 1}, {"x": {"size": "1"}})
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    7,
+    1.5,
+    "",
+    "x",
+    "\ud800",
+    [],
+    [1],
+    [None],
+    {},
+    {"caption": 1},
+    {"x": {"size": "1"}},
+)
 
 
 @pytest.mark.parametrize("key", ["format", "name", "dtype", "source", "note", "files", "recipe", "changes"])
