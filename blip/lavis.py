@@ -93,6 +93,8 @@ def build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
     """
     net = _build(task, config, tokenizer)
     net.register_buffer("pixel_values", pixel_values(config), persistent=False)
+    if config.get("library") == "transformers" and task == "caption":
+        net.prompt_tokens = len(tokenizer(config["prompt"]).input_ids) - 1  # without the end token
     return net
 
 

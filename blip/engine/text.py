@@ -21,9 +21,15 @@ class Tokens(NamedTuple):
 
 
 def text_of(model: Module, tokens: Tokens) -> str:
-    """The text of a BlipCaption's or BlipVQA's tokens, without the prompt; of a beginning, the certain words of it."""
-    text = (_text if tokens.whole else _final_words)(model.tokenizer, tokens.ids)
-    return text[len(getattr(model, "prompt", "")) :]
+    """The text of a BlipCaption's or BlipVQA's tokens, without the prompt; of a beginning, the certain words of it.
+
+    LAVIS cuts off as many characters as the prompt has, also where a word goes on or a space is closed. Where the
+    library is another, `prompt_tokens` are left out before.
+    """
+    decode, own = _text if tokens.whole else _final_words, getattr(model, "prompt_tokens", None)
+    if own is not None:
+        return decode(model.tokenizer, tokens.ids[own:]).removeprefix("##")
+    return decode(model.tokenizer, tokens.ids)[len(getattr(model, "prompt", "")) :]
 
 
 def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:

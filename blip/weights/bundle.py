@@ -411,6 +411,8 @@ def read_json(path: Path, fix: str = "restore the bundle") -> dict[str, Any]:
     """
     try:
         with reading(path, fix):
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise BundleError(f"{path} is not a file; {fix}.")
             content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON ({error}); {fix}.") from error

@@ -17,14 +17,14 @@ from blip.weights import hugging_face_inputs
 from blip.weights.checkpoint import read_checkpoint
 from blip.weights.settings import USUAL_TOKENS
 from blip.weights.shapes import Shapes, dimensions
-from blip.weights.values import array, count, mapping, number, read
+from blip.weights.values import array, count, mapping, number, read, shown
 
 ARCHITECTURES = {
     "caption": "BlipForConditionalGeneration",
     "answer": "BlipForQuestionAnswering",
     "match": "BlipForImageTextRetrieval",
 }
-#: The files that make a model, as patterns; of weights safetensors come first.
+#: The files that make a model; of weights safetensors come first.
 FILES = ("config.json", *hugging_face_inputs.FILES)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*")
@@ -85,12 +85,12 @@ def check_architecture(directory: Path, task: str) -> None:
     path = directory / "config.json"
     given = read(path)
     if given.get("model_type") != "blip":
-        raise BundleError(f"{path} is of a {given.get('model_type')!r} model and not of a BLIP; give a BLIP.")
+        raise BundleError(f"{path} is of a {shown(given.get('model_type'))} model and not of a BLIP; give a BLIP.")
     architecture = (array(given.get("architectures")) or [ARCHITECTURES[task]])[0]
     if architecture != ARCHITECTURES[task]:
         right = next((name for name, known in ARCHITECTURES.items() if known == architecture), None)
         fix = f"give it with --{right}" if right else f"give one of {', '.join(ARCHITECTURES.values())}"
-        raise BundleError(f"{path} is of a {architecture!r}; {fix}.")
+        raise BundleError(f"{path} is of a {shown(architecture)}; {fix}.")
 
 
 def settings(directory: Path, task: str, shapes: Shapes) -> tuple[dict[str, Any], list[str]]:
@@ -110,11 +110,11 @@ def settings(directory: Path, task: str, shapes: Shapes) -> tuple[dict[str, Any]
     vision = {**_VISION, **mapping(given.get("vision_config"))}
     for name in _OTHER_SEARCHES:
         if text.get(name) not in (None, False):
-            raise BundleError(f"{path} asks for {name} {text[name]!r}, which this server cannot do; remove it.")
+            raise BundleError(f"{path} asks for {name} {shown(text[name])}, which this server cannot do; remove it.")
     parts = {"text": text, "vision": vision}
     for part, values in parts.items():
         if values["hidden_act"] != "gelu":
-            raise BundleError(f"{path} has a {part} hidden_act of {values['hidden_act']!r}; only 'gelu' is known.")
+            raise BundleError(f"{path} has a {part} hidden_act of {shown(values['hidden_act'])}; only 'gelu' is known.")
     heads = {part: count(path, values, "num_attention_heads") for part, values in parts.items()}
     made = dimensions(task, shapes, directory, heads)
     _check_fit(path, made, text, vision)
@@ -128,7 +128,7 @@ def settings(directory: Path, task: str, shapes: Shapes) -> tuple[dict[str, Any]
         **made,
         "pixels": hugging_face_inputs.pixels(directory, made["image_size"]),
         "tokenizer": hugging_face_inputs.tokenizer(directory, text, words, named),
-        "max_txt_len": made["text"]["max_position_embeddings"],
+        "max_txt_len": hugging_face_inputs.longest_text(directory, made["text"]["max_position_embeddings"]),
         **prompt,
         **search,
     }
@@ -140,7 +140,7 @@ def _check_fit(path: Path, made: Mapping[str, Any], text: Mapping[str, Any], vis
     found = {
         "vision": {
             "hidden_size": made["vision"]["embed_dim"],
-            "intermediate_size": made["vision"]["embed_dim"] * ratio,
+            "intermediate_size": round(made["vision"]["embed_dim"] * ratio),
             "num_hidden_layers": made["vision"]["depth"],
             "patch_size": made["vision"]["patch_size"],
             "image_size": made["image_size"],
@@ -155,9 +155,8 @@ def _check_fit(path: Path, made: Mapping[str, Any], text: Mapping[str, Any], vis
     for part, settings in (("text", text), ("vision", vision)):
         for name, value in found[part].items():
             if settings[name] != value:
-                raise BundleError(
-                    f"{path} says {part} {name} {settings[name]!r} and the weights have {value}; restore the model."
-                )
+                said = shown(settings[name])
+                raise BundleError(f"{path} says {part} {name} {said} and the weights have {value}; restore the model.")
 
 
 def state(directory: Path) -> dict[str, Tensor]:
@@ -172,6 +171,9 @@ def state(directory: Path) -> dict[str, Tensor]:
             if _name(name) in tensors:
                 raise BundleError(f"{path} has the weight {name} for a second time; save the model anew.")
             tensors[_name(name)] = tensor
+    words, head = "text_decoder.bert.embeddings.word_embeddings.weight", "text_decoder.cls.predictions.decoder.weight"
+    if head in tensors:  # one weight, which may have been saved under either name
+        tensors.setdefault(words, tensors[head])
     return tensors
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from blip.errors import BundleError
 from blip.weights.making import check_vocabulary, read_vocabulary
-from blip.weights.values import array, is_number, is_place, mapping, number, read
+from blip.weights.values import array, is_number, is_place, mapping, number, read, shown
 
 BICUBIC = 3  # of Pillow's Resampling
-#: The files, as patterns.
+#: The files.
 FILES = (
     *("processor_config.json", "preprocessor_config.json", "vocab.txt"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -34,7 +34,7 @@ _STEPS = {
 }
 #: The names of image processors that are this one; "Fast" is what transformers 4 called it.
 _PROCESSORS = ("BlipImageProcessor", "BlipImageProcessorFast", "BlipFeatureExtractor")
-_TOKENIZERS = ("BertTokenizer", "BertTokenizerFast")
+_TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", None)
 #: BERT's tokens that stand for themselves in a text.
 _SPECIAL = {
     "unk_token": "[UNK]",
@@ -59,21 +59,21 @@ def pixels(directory: Path, image_size: int) -> dict[str, Any]:
     given = {**_PIXELS, **_STEPS, **found}
     kind = given.get("image_processor_type", given.get("feature_extractor_type", _PROCESSORS[0]))
     if kind not in _PROCESSORS:
-        raise BundleError(f"{path} names the processor {kind!r}; only a BlipImageProcessor can be followed.")
+        raise BundleError(f"{path} names the processor {shown(kind)}; only a BlipImageProcessor can be followed.")
     size = given.get("size", image_size)
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     if size not in (image_size, [image_size, image_size]):
         raise BundleError(
-            f"{path} has a size of {given['size']!r} and the model takes {image_size}; make them the same."
+            f"{path} has a size of {shown(given['size'])} and the model takes {image_size}; make them the same."
         )
     for name, usual in _STEPS.items():
         if given[name] != usual and (given[name] or usual):
-            raise BundleError(f"{path} has {name} {given[name]!r}; only {usual!r} can be followed.")
+            raise BundleError(f"{path} has {name} {shown(given[name])}; only {usual!r} can be followed.")
     for name in ("image_mean", "image_std"):
         values = array(given[name])
         if len(values) != 3 or not all(map(is_number, values)):
-            raise BundleError(f"{path} has {name} {given[name]!r}; three numbers are needed.")
+            raise BundleError(f"{path} has {name} {shown(given[name])}; three numbers are needed.")
     if 0 in given["image_std"]:
         raise BundleError(f"{path} has an image_std of 0; restore the model.")
     return {
@@ -162,25 +162,27 @@ def tokenizer(directory: Path, text: Mapping[str, Any], words: Sequence[str], na
     given = read(path) if path.is_file() else {}
     for name, token in (("sep_token_id", "[SEP]"), ("pad_token_id", "[PAD]")):
         if not is_place(text[name], len(words)) or words[text[name]] != token:
-            raise BundleError(f"{config} has {name} {text[name]!r}, which is not {token}'s; restore the model.")
+            raise BundleError(f"{config} has {name} {shown(text[name])}, which is not {token}'s; restore the model.")
     if not is_place(text["bos_token_id"], len(words)):
         place = text["bos_token_id"]
-        raise BundleError(f"{config} has bos_token_id {place!r}, which is no token's; restore the model.")
-    if given.get("tokenizer_class", _TOKENIZERS[0]) not in _TOKENIZERS:
-        kind = given["tokenizer_class"]
-        raise BundleError(f"{path} names the tokenizer {kind!r}; only a BertTokenizer can be followed.")
+        raise BundleError(f"{config} has bos_token_id {shown(place)}, which is no token's; restore the model.")
+    if given.get("tokenizer_class") not in _TOKENIZERS:
+        kind = shown(given["tokenizer_class"])
+        raise BundleError(f"{path} names the tokenizer {kind}; only a BertTokenizer can be followed.")
+    if given.get("split_special_tokens"):
+        raise BundleError(f"{path} has split_special_tokens, which this server cannot do; remove it.")
     options = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
     for name, usual in options.items():
         value = given.get(name, usual)
-        if value not in (True, False, None):
-            raise BundleError(f"{path} has {name} {value!r}; true or false is needed.")
+        if not isinstance(value, bool) and not (value is usual is None):
+            raise BundleError(f"{path} has {name} {shown(value)}; true or false is needed.")
         options[name] = value
     special = {token: words.index(token) for token in _SPECIAL.values() if token in words[:named]}
     possible = {token: words.index(token) for token in (*_SPECIAL.values(), *_ADDED) if token in words[:named]}
     for where, purpose, content, place in _special_tokens(directory):
         is_known = isinstance(content, str) and content in possible and place in (None, possible[content])
-        if not is_known or (purpose and _SPECIAL[purpose] != content):
-            what = f"the special token {content!r}" + (f" as {purpose}" if purpose else "")
+        if not is_known or _SPECIAL.get(purpose or "", content) != content:
+            what = f"the special token {shown(content)}" + (f" as {purpose}" if purpose in _SPECIAL else "")
             raise BundleError(f"{where} has {what}, which this server's tokenizer cannot have; give the model's own.")
         special[content] = possible[content]
     return {
@@ -205,15 +207,44 @@ def _special_tokens(directory: Path) -> Iterator[tuple[Path, str | None, Any, An
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = directory / name
         given = read(path) if path.is_file() else {}
-        for purpose in _SPECIAL:
-            if given.get(purpose) is not None:
+        for purpose in given:
+            if purpose.endswith("_token") and given[purpose] is not None:
                 yield path, purpose, _content(given[purpose]), None
-        for several in ("additional_special_tokens", "extra_special_tokens"):
+        for several in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"):
             tokens = given.get(several)
             for token in tokens.values() if isinstance(tokens, dict) else array(tokens):
                 yield path, None, _content(token), None
         for place, token in mapping(given.get("added_tokens_decoder")).items():
             yield path, None, _content(token), int(place) if place.isdecimal() and len(place) < 10 else -1
+
+
+def longest_text(directory: Path, positions: int) -> int:
+    """How many tokens of a text its processor leaves, at most as many as the model has positions.
+
+    transformers cuts texts where tokenizer.json was saved after texts had been cut or filled up to a length, which it
+    does not do again, or where tokenizer_config.json says so.
+
+    Raises:
+        BundleError: it cuts or fills texts up in a way that this release cannot.
+    """
+    path, whole = directory / "tokenizer_config.json", directory / "tokenizer.json"
+    given = read(path) if path.is_file() else {}
+    saved = read(whole) if whole.is_file() else {}
+    baked, filled = mapping(saved.get("truncation")), mapping(mapping(saved.get("padding")).get("strategy"))
+    if given.get("padding") not in (None, False, True, "longest", "do_not_pad"):
+        raise BundleError(f"{path} has padding {shown(given['padding'])}, which this server cannot do; remove it.")
+    limit = given.get("max_length", baked.get("max_length", filled.get("Fixed")))
+    if limit is None and given.get("truncation"):
+        limit = given.get("model_max_length")
+    if limit is None:
+        return positions
+    side = given.get("truncation_side", baked.get("direction", "right"))
+    how = given.get("truncation", True), str(side).lower()
+    if how not in ((True, "right"), (None, "right"), ("longest_first", "right")):
+        raise BundleError(f"{path} cuts texts by {shown(how)}, which this server cannot do; remove it.")
+    if not is_number(limit) or limit < 3:
+        raise BundleError(f"{path} has max_length {shown(limit)}; a number from 3 is needed.")
+    return min(positions, int(limit))
 
 
 def _content(token: Any) -> Any:

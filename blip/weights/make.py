@@ -84,6 +84,8 @@ def change(path: Path, given: Iterable[str], report: Report) -> Bundle:
     with alone(path, report) as place:
         bundle = open_bundle(place)
         bundle.verify()
+        for difference in bundle.unknown():
+            raise BundleError(f"{difference} and would be lost; move it away and run again.")
         configs = {task: bundle.config(task) for task in bundle.tasks}
         changes = list(bundle.changes)
         for text in given:

@@ -1,6 +1,7 @@
 """What every making of a bundle does: alone in its directory, with room on the disk, from weights that fit."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
@@ -22,6 +23,11 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in bundle.
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that a weight may be given in
 DOWNLOADS = "blip-downloads"  # beside the bundle; what was fetched for it is removed when it is finished
 LOCK = ".blip.lock"  # beside the bundle, while one is made
+_FIXES = {
+    errno.ENAMETOOLONG: "choose a shorter name for the bundle",
+    errno.EEXIST: "choose another directory",
+    errno.ENOTDIR: "choose another directory",
+}
 POSITIONS = "visual_encoder.pos_embed"
 
 
@@ -38,6 +44,8 @@ def alone(out: Path, report: Report) -> Iterator[Path]:
         out = out.resolve()
     except (OSError, RuntimeError) as error:  # the second of links that lead to themselves
         raise BundleError(f"{out} is no place for a bundle ({error}); choose another directory.") from error
+    if not out.name:
+        raise BundleError(f"{out} is no place for a bundle; choose a directory in it.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _locked(out.parent / LOCK, report):
@@ -45,9 +53,8 @@ def alone(out: Path, report: Report) -> Iterator[Path]:
             yield out
     except OSError as error:
         where = error.filename or out.parent
-        raise BundleError(
-            f"{where} cannot be written: {error.strerror or error}; make room or set its permissions and run again."
-        ) from error
+        fix = _FIXES.get(error.errno or 0, "make room or set its permissions and run again")
+        raise BundleError(f"{where} cannot be written: {error.strerror or error}; {fix}.") from error
 
 
 @contextmanager
@@ -135,13 +142,14 @@ def strip(net: nn.Module, state: dict[str, Tensor], path: Path, dtype: str) -> d
             raise BundleError(f"{path} has the weight {name} with shape {shapes}; give the right checkpoint.")
         if not all(torch.equal(tensor, copy) for copy in copies[1:]):
             raise BundleError(
-                f"{path} has different values for {name} and {others[0]}, which are one weight; save the model anew."
+                f"{path} has different values for {name} and {others[0]}, which are one weight here; "
+                "give a model that ties them."
             )
         tensors[name] = tensor.to(DTYPES[dtype])
         if not tensors[name].isfinite().all():
-            raise BundleError(
-                f"{path} has values in the weight {name} that {DTYPES[dtype]} cannot hold; fetch it again."
-            )
+            if tensor.isfinite().all():
+                raise BundleError(f"{path} has values in the weight {name} too large for {dtype}; use float32.")
+            raise BundleError(f"{path} has values in the weight {name} that are no numbers; fetch it again.")
     return tensors
 
 

@@ -31,6 +31,8 @@ def changed(given: str, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, 
     if setting not in SETTINGS[task]:
         raise BundleError(f"{given} is no setting of {task}, which has {', '.join(SETTINGS[task])}.")
     if setting == "prompt":
+        if not value.isprintable():
+            raise BundleError(f"{ascii(given)[1:-1]} has characters that cannot be shown; use words.")
         return task, setting, value
     if not (value.isascii() and value.isdecimal() and len(value) < 10):
         raise BundleError(f"{given} is no number; write one, such as {name}=5.")
@@ -57,6 +59,9 @@ def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, A
         if task == "caption":
             config = {**config, "prompt": _prompt(config["prompt"], tokenizer)}
             begin = _begin(config, tokenizer)
+            if config.get("library") == "transformers" and begin >= config["max_txt_len"]:
+                most = config["max_txt_len"] - 2
+                raise BundleError(f"caption.prompt has {begin - 1} tokens and the model takes {most}; use fewer words.")
         _within(task, config, "num_beams", 1, min(MOST_BEAMS, (config["text"]["vocab_size"] - 1) // 2))
         _within(task, config, "max_length", begin + 1, positions)
         _within(task, config, "min_length", 0, config["max_length"])
@@ -86,4 +91,6 @@ def _prompt(prompt: str, tokenizer: Any) -> str:
     if set(ids) & set(tokenizer.all_special_ids):
         raise BundleError(f"caption.prompt={prompt} has a special token; use words.")
     words: str = tokenizer.decode(ids)
+    if tokenizer(words).input_ids[1:-1] != ids:
+        raise BundleError(f"caption.prompt={prompt} is written {words} in captions, which is another; use other words.")
     return f"{words} " if words else ""

@@ -14,8 +14,11 @@ Shapes = Mapping[str, Sequence[int]]
 PURPOSES = {"caption": "captions", "answer": "answers to questions", "match": "image-text matching"}
 LARGEST_IMAGE = 1024  # pixels a side; attention grows with the fourth power
 HEAD_WIDTH = 64  # of BERT and ViT in every size that BLIP has; weights do not show it
-#: What training leaves in a checkpoint beside the model: momentum copies, queues, the temperature, buffers.
-_STATE = re.compile(r"\w+_m\..*|(image|text|idx|ptr)_queue|queue_ptr|temp|.*\bposition_ids")
+#: What training leaves in a checkpoint beside the model: momentum copies, queues, the temperature, buffers,
+#: and a pooler that no task reads.
+_STATE = re.compile(
+    r"\w+_m\..*|(image|text|idx|ptr)_queue|queue_ptr|temp|logit_scale|.*\bposition_ids|text_\w+\.(bert\.)?pooler\..*"
+)
 #: The parts of a pretraining checkpoint that a task does not use.
 _SPARE = {
     "caption": re.compile(r"(text_encoder|vision_proj|text_proj|itm_head)\..*"),

@@ -187,7 +187,7 @@ class HuggingFace(Source):
 
     def recipe(self) -> str:
         """Its files, each with its size and hash."""
-        files = {path for pattern in hugging_face.FILES for path in self.directory.glob(pattern)}
+        files = {self.directory / name for name in hugging_face.FILES if (self.directory / name).is_file()}
         files |= set(hugging_face.weight_files(self.directory))
         return f"{self.directory.name}: {', '.join(describe(path) for path in sorted(files))}"
 
@@ -291,11 +291,18 @@ def find(task: str, given: str) -> Source:
             if other != task:
                 raise BundleError(f"{given} is a model for {PURPOSES[other]}; give it with --{other}.")
             return Published(task, name)
+    if not given.strip() or not given.isprintable():
+        raise BundleError(f"--{task} {given!a} names no model; give one, or rename it in plain letters.")
+    if address := re.fullmatch(r"https?://[^/]+/([\w-][\w.-]*/[\w-][\w.-]*)(/.*)?", given):
+        raise BundleError(f"--{task} takes the name of a repository and no address; give {address[1]}.")
     path = Path(os.path.expanduser(given))
     with reading(path, "check the path"):
         if path.is_dir():
             return HuggingFace(task, path.resolve())
         if path.is_file():
+            is_part = path.suffix == ".bin" and path.with_name("config.json").is_file()
+            if is_part or path.suffix == ".safetensors":
+                raise BundleError(f"{path} is a part of a model; give its directory, {path.parent}.")
             return Checkpoint(task, path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", given) and path.suffix not in FILE_ENDINGS:
         return Hub(task, given)

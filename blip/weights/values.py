@@ -19,6 +19,12 @@ def read(path: Path) -> dict[str, Any]:
     return read_json(path, "restore the model")
 
 
+def shown(value: Any) -> str:
+    """A value as a sentence shows it, which is not to be as long as a file."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def mapping(value: Any) -> dict[str, Any]:
     """`value`, or nothing where it is no JSON object."""
     return value if isinstance(value, dict) else {}
@@ -47,7 +53,7 @@ def count(path: Path, settings: Mapping[str, Any], name: str) -> int:
     """
     value = settings[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BundleError(f"{path} has {name} {value!r}; a whole number from 1 is needed.")
+        raise BundleError(f"{path} has {name} {shown(value)}; a whole number from 1 is needed.")
     return value
 
 
@@ -59,5 +65,5 @@ def number(path: Path, settings: Mapping[str, Any], name: str) -> float:
     """
     value = settings[name]
     if not is_number(value) or value <= 0:
-        raise BundleError(f"{path} has {name} {value!r}; a number above 0 is needed.")
+        raise BundleError(f"{path} has {name} {shown(value)}; a number above 0 is needed.")
     return float(value)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from blip.tasks import TASKS
 from blip.weights.bundle import open_bundle
 from blip.weights.load import load_models, load_tokenizer
 from blip.weights.make import change, make
-from blip.weights.sources import HuggingFace
+from blip.weights.sources import HuggingFace, find
 from tests.weights.hf_oracle import Oracle, sizes
 
 CPU = torch.device("cpu")
@@ -253,6 +254,82 @@ def test_a_token_without_a_name_shows_in_no_text(oracle: Oracle, tmp_path: Path)
         assert engine.text_of(model.net, tokens) == text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "tokenizer.json": {
+                "truncation": {"max_length": 6, "direction": "Right", "strategy": "LongestFirst", "stride": 0}
+            }
+        },
+        {"tokenizer_config.json": {"max_length": 7}},
+        {"tokenizer_config.json": {"truncation": True, "model_max_length": 5}},
+        {
+            "tokenizer.json": {
+                "padding": {
+                    "strategy": {"Fixed": 9},
+                    "direction": "Right",
+                    "pad_id": 0,
+                    "pad_type_id": 0,
+                    "pad_token": "[PAD]",
+                    "pad_to_multiple_of": None,
+                }
+            }
+        },
+    ],
+    ids=str,
+)
+def test_texts_are_cut_as_the_tokenizer_was_saved_to(
+    oracle: Oracle, found: Found, images: list[Path], tmp_path: Path, changes: dict[str, dict[str, Any]]
+) -> None:
+    directory = oracle.make(tmp_path / "hf", "match", gain=1.5)
+    for file, settings in changes.items():
+        edit(directory / file, **settings)
+    texts = (QUESTIONS * len(images))[: len(images)]
+    expected, _ = oracle.run(directory, images, texts)
+    made = bundle(tmp_path / "bundle", "match", directory)
+    assert torch.allclose(torch.tensor(found(made, "match", images, texts)), torch.tensor(expected), atol=2e-5)
+
+
+def test_a_prompt_that_the_tokenizer_would_cut_is_refused(oracle: Oracle, tmp_path: Path) -> None:
+    directory = oracle.make(tmp_path / "hf", "caption")
+    edit(directory / "tokenizer_config.json", max_length=5)
+    made = bundle(tmp_path / "bundle", "caption", directory, "caption.prompt=a picture of")
+    with pytest.raises(BundleError, match=r"caption\.prompt has 4 tokens and the model takes 3; use fewer words\.$"):
+        change(made, ["caption.prompt=a picture of the"], lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "text"),
+    [("a dog", "##s runs", "s runs"), ("a dog", ", two", ", two"), ("the", "dog ' s", "dog's"), ("", "a dog", "a dog")],
+)
+def test_a_caption_is_all_that_follows_the_prompt(
+    oracle: Oracle, tmp_path: Path, prompt: str, more: str, text: str
+) -> None:
+    directory = oracle.make(tmp_path / "hf", "caption")
+    made = bundle(tmp_path / "bundle", "caption", directory, f"caption.prompt={prompt}")
+    net = load_models(open_bundle(made), CPU, "float32")["caption"].net
+    ids = net.tokenizer.convert_tokens_to_ids(["[DEC]", *prompt.split(), *more.split(), "[SEP]"])
+    assert engine.text_of(net, engine.Tokens(ids, True)) == text
+    for end in range(1, len(ids)):
+        assert text.startswith(engine.text_of(net, engine.Tokens(ids[:end], False)))
+
+
+def test_weights_that_transformers_does_not_read_are_left_out(
+    oracle: Oracle, found: Found, images: list[Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    directory = oracle.make(tmp_path / "hf", "caption", end=1.0)
+    expected, _ = oracle.run(directory, images[:3])
+    weights = load_file(directory / "model.safetensors")
+    words = weights.pop("text_decoder.bert.embeddings.word_embeddings.weight")
+    weights["text_decoder.cls.predictions.decoder.weight"] = words  # one weight under its other name
+    weights |= {"text_decoder.bert.pooler.dense.bias": torch.zeros(48), "logit_scale": torch.zeros(())}
+    save_file(weights, directory / "model.safetensors")
+    assert found(bundle(tmp_path / "bundle", "caption", directory), "caption", images[:3]) == expected
+
+
 def test_one_weight_in_two_files_is_refused(oracle: Oracle, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -375,6 +452,41 @@ def edit(path: Path, **changes: Any) -> None:
             {"image_processor": {"image_std": [1e-300, 1, 1]}},
             r"make pixels of any size; restore",
         ),
+        (
+            "tokenizer_config.json",
+            {"eos_token": "dog"},
+            r"the special token 'dog', which this server's tokenizer cannot",
+        ),
+        ("tokenizer_config.json", {"image_token": "<i>"}, r"the special token '<i>', which this server's tokenizer"),
+        (
+            "tokenizer_config.json",
+            {"bos_token": "[DEC]"},
+            r"the special token '\[DEC\]', which this server's tokenizer",
+        ),
+        (
+            "special_tokens_map.json",
+            {"bos_token": "</s>"},
+            r"special_tokens_map\.json has the special token '</s>', which",
+        ),
+        (
+            "tokenizer_config.json",
+            {"split_special_tokens": True},
+            r"has split_special_tokens, which this server cannot",
+        ),
+        ("tokenizer_config.json", {"padding": "max_length"}, r"has padding 'max_length', which this server cannot do;"),
+        ("tokenizer_config.json", {"max_length": 2}, r"has max_length 2; a number from 3 is needed"),
+        (
+            "tokenizer_config.json",
+            {"max_length": 9, "truncation_side": "left"},
+            r"cuts texts by \(True, 'left'\), which",
+        ),
+        ("tokenizer_config.json", {"do_lower_case": None}, r"has do_lower_case None; true or false is needed"),
+        ("tokenizer_config.json", {"strip_accents": 1}, r"has strip_accents 1; true or false is needed"),
+        (
+            "config.json",
+            {"text_config": {"hidden_act": "x" * 3000}},
+            r"hidden_act of 'x{56}\.\.\.; only 'gelu' is known\.$",
+        ),
         ("tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"}, r"names the tokenizer 'CLIPTokenizer'; only a"),
         ("tokenizer_config.json", {"cls_token": "[MASK]"}, r"the special token '\[MASK\]' as cls_token, which this"),
         ("tokenizer_config.json", {"extra_special_tokens": ["<image>"]}, r"the special token '<image>', which this"),
@@ -409,6 +521,7 @@ def test_settings_that_do_not_fit_are_one_sentence_that_names_the_file(
     [
         (lambda path: (path / "config.json").write_text("{"), r"config\.json is not valid JSON"),
         (lambda path: (path / "config.json").write_text("[" * 10**6), r"config\.json is not valid JSON"),
+        (lambda path: pipe(path / "config.json"), r"config\.json is not a file; restore the model\.$"),
         (lambda path: (path / "config.json").unlink(), r"config\.json cannot be read \(No such file"),
         (lambda path: (path / "model.safetensors").unlink(), r"has no model\.safetensors and no pytorch_model\.bin"),
         (lambda path: (path / "model.safetensors").write_bytes(b"\xff" * 99), r"is not a readable safetensors file"),
@@ -430,6 +543,11 @@ def test_damaged_files_are_one_sentence(
     assert not (tmp_path / "bundle").exists()
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -441,6 +559,14 @@ def only_vocabulary(path: Path) -> Path:
 
 def add(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_of_a_model_is_refused_with_its_directory(oracle: Oracle, tmp_path: Path, name: str) -> None:
+    directory = oracle.make(tmp_path / "hf", "match")
+    (directory / name).touch()
+    with pytest.raises(BundleError, match=rf"{name} is a part of a model; give its directory, {directory}\.$"):
+        find("match", str(directory / name))
 
 
 def test_a_model_for_another_task_is_refused_with_the_right_option(oracle: Oracle, tmp_path: Path) -> None:

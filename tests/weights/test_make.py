@@ -269,6 +269,9 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path, words: Any) -> 
         ("match", "blip_caption/large_coco", r"give it with --caption\.$"),
         ("caption", "huge_coco", r"^huge_coco is no model of LAVIS's for captions \(base_coco, large_coco\), no file"),
         ("caption", "missing/my.pth", r"no file and no directory; give one of them\.$"),
+        ("caption", "", r"^--caption '' names no model; give one"),
+        ("caption", "a\udcff", r"^--caption 'a\\udcff' names no model; give one, or rename it in plain letters\.$"),
+        ("answer", "https://hf.co/Salesforce/blip-vqa-base", r"no address; give Salesforce/blip-vqa-base\.$"),
     ],
 )
 def test_a_source_that_names_nothing_is_one_sentence(task: str, given: str, sentence: str) -> None:
@@ -408,6 +411,17 @@ def test_two_at_once_make_one_bundle_and_download_once(small: Small, out: Path) 
     assert_made(out)
 
 
+def test_a_place_that_is_none_is_one_sentence(small: Small, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, sentence in {
+        Path("/"): r"^/ is no place for a bundle; choose a directory in it\.$",
+        tmp_path / ("x" * 255): r"File name too long; choose a shorter name for the bundle\.$",
+        tmp_path / "file" / "bundle": r"; choose another directory\.$",
+    }.items():
+        with pytest.raises(BundleError, match=sentence):
+            make(out, small.sources(), "float16", quiet)
+
+
 def test_a_disk_that_fills_up_ends_in_one_sentence_and_can_be_continued(small: Small, out: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -475,7 +489,7 @@ def test_a_damaged_file_of_the_hub_is_fetched_again_and_a_full_disk_said_before(
     whole = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(whole[:-4] + b"\xff" * 4)  # not a number
     ended = bundle_command("make", tmp_path / "out", "--caption", "someone/my-blip", **environment)
-    assert "cannot hold; fetch it again" in ended.stderr
+    assert "that are no numbers; fetch it again" in ended.stderr
     (directory / "model.safetensors").write_bytes(whole)
     ended = bundle_command("make", tmp_path / "out", "--caption", "someone/my-blip", **environment)
     assert ended.returncode == 0, ended.stderr
@@ -560,6 +574,15 @@ def test_a_bundle_is_changed_where_it_lies_and_not_where_a_link_is(
         change(tmp_path / "loop", ["caption.num_beams=1"], quiet)
 
 
+def test_a_file_that_somebody_put_into_a_bundle_is_not_lost(tmp_path: Path, words: Any) -> None:
+    save(tmp_path / "in" / "my.pth", "caption", words)
+    made(tmp_path / "mine", "caption", tmp_path / "in" / "my.pth")
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    with pytest.raises(BundleError, match=r"notes\.txt is not in manifest\.json and would be lost; move it away"):
+        change(tmp_path / "mine", ["caption.num_beams=1"], quiet)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
+
+
 def test_a_bundle_is_changed_on_a_disk_without_hard_links(
     tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,6 +629,11 @@ def test_a_change_that_is_killed_at_random_leaves_a_whole_bundle(tmp_path: Path,
         ("answer.num_beams=3", r"is about a task that the bundle does not have; it has caption\."),
         ("num_beams=3", r"num_beams=3 is no setting; write TASK\.SETTING=VALUE, such as caption\.num_beams=5\."),
         ("caption.prompt=a zebra", r"caption\.prompt=a zebra has a word that the model's vocabulary lacks"),
+        ("caption.prompt=do n't", r"caption\.prompt=do n't is written don't in captions, which is another; use other"),
+        (
+            "caption.prompt=a \udcff dog",
+            r"caption\.prompt=a \\udcff dog has characters that cannot be shown; use words",
+        ),
         ("caption.prompt=[SEP] dog", r"caption\.prompt=\[SEP\] dog has a special token; use words\."),
         (
             "caption.prompt=" + "dog " * 29,
