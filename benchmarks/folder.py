@@ -9,8 +9,9 @@ to the last text file. The difference of a long and a short run would have the n
 from the first text file to the last would leave out the first batch, for which the device waits. They are rounded to a
 tenth; so a fast device needs more pictures. "of the engine" is a rate beside that of the engine alone, "different" the
 share of captions that are not the engine's, "peak" the memory of the process that computes, loading included. The ways
-take turns, so that whatever else the machine does falls on all. Prints a table and a line of JSON, and keeps the line
-under benchmarks/results.
+take turns, so that whatever else the machine does falls on all. What a way needs is started for its turn and ended after
+it: a program computes slower beside another that has gigabytes, also where that one is idle. Prints a table and a line
+of JSON, and keeps the line under benchmarks/results.
 """
 
 import argparse
@@ -21,8 +22,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,8 @@ class Turn:
 
 
 Way = Callable[[Path], Turn]
+#: Starts what a way needs; it ends with the `with` block.
+Start = Callable[[], AbstractContextManager[Way]]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     python = interpreter(options.quick)
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name:
         folder, few, bundle = Path(name) / "pictures", Path(name) / "few", Path(name) / "bundle"
         if options.quick:
             bundle = DEMO
@@ -103,11 +106,8 @@ def main(argv: Sequence[str]) -> None:
             Path("/proc/self/clear_refs").write_text("5")  # the peak, which is passed on to processes it starts
         draw(folder, options.pictures)
         draw(few, FEW)
-        ways = start(stack, bundle, device, python, small=options.quick)
-        for way in ways.values():
-            way(few)
-        folders = {way: few if way == HUGGING_FACE else folder for way in ways}
-        turns = take_turns(ways, folders, options.rounds)
+        ways = ways_of(bundle, device, python, small=options.quick)
+        turns = take_turns(ways, few, folder, options.rounds)
     result = {
         **head("folder", quick=options.quick),
         **machine(device),
@@ -142,24 +142,35 @@ def draw(folder: Path, count: int) -> None:
         Image.blend(scene, noise(SIZE), TEXTURE).save(folder / f"{number:05}.jpg", quality=90)
 
 
-def start(stack: ExitStack, bundle: Path, device: str, python: Path | None, *, small: bool) -> dict[str, Way]:
-    """Start one after the other what runs until the end: nothing loads while another is timed."""
+def ways_of(bundle: Path, device: str, python: Path | None, *, small: bool) -> dict[str, Start]:
+    """How each is started."""
     environment = {"BLIP_WEIGHTS": str(bundle), "BLIP_DEVICE": device}
-    ours = Path(sys.executable)
-    engine = stack.enter_context(Responder(ours, ["benchmarks.folder_peers", "engine"], environment))
-    server = stack.enter_context(Server(environment))
-    server.wait_for("READY", START)
-    ways: dict[str, Way] = {
-        ENGINE: partial(by_engine, engine),
-        "in process": partial(by_program, environment),
-        "HTTP": partial(by_server, server),
-    }
-    if python:
+
+    @contextmanager
+    def engine() -> Iterator[Way]:
+        with Responder(Path(sys.executable), ["benchmarks.folder_peers", "engine"], environment) as running:
+            yield partial(by_engine, running)
+
+    @contextmanager
+    def server() -> Iterator[Way]:
+        with Server(environment) as running:
+            running.wait_for("READY", START)
+            yield partial(by_server, running)
+
+    @contextmanager
+    def hugging_face() -> Iterator[Way]:
+        assert python is not None
         length = open_bundle(bundle).config("caption")["max_length"]
         command = ["benchmarks.folder_peers", "hf", str(bundle / "vocab.txt"), str(length)]
-        peer = stack.enter_context(Responder(python, [*command, *(["--small"] if small else [])]))
-        ways[HUGGING_FACE] = partial(by_hugging_face, peer)
-    return ways
+        with Responder(python, [*command, *(["--small"] if small else [])]) as running:
+            yield partial(by_hugging_face, running)
+
+    return {
+        ENGINE: engine,
+        "in process": lambda: nullcontext(partial(by_program, environment)),
+        "HTTP": server,
+        **({HUGGING_FACE: hugging_face} if python else {}),
+    }
 
 
 def by_engine(engine: Responder, folder: Path) -> Turn:
@@ -210,12 +221,14 @@ def take_texts(folder: Path) -> list[str]:
     return captions
 
 
-def take_turns(ways: Mapping[str, Way], folders: Mapping[str, Path], rounds: int) -> dict[str, list[Turn]]:
-    """Let every way do its folder, again and again."""
+def take_turns(ways: Mapping[str, Start], few: Path, folder: Path, rounds: int) -> dict[str, list[Turn]]:
+    """Let every way do the folder, or the slow one few pictures, again and again; each has the machine to itself."""
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
     for number in range(1, rounds + 1):
-        for name, way in ways.items():
-            turns[name].append(way(folders[name]))
+        for name, start in ways.items():
+            with start() as way:
+                way(few)
+                turns[name].append(way(few if name == HUGGING_FACE else folder))
             print(f"round {number}, {name}: {turns[name][-1].rate:.3f} pictures/s", flush=True)
     return turns
 
