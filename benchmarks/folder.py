@@ -9,9 +9,9 @@ to the last text file. The difference of a long and a short run would have the n
 from the first text file to the last would leave out the first batch, for which the device waits. They are rounded to a
 tenth; so a fast device needs more pictures. "of the engine" is a rate beside that of the engine alone, "different" the
 share of captions that are not the engine's, "peak" the memory of the process that computes, loading included. The ways
-take turns, so that whatever else the machine does falls on all. What a way needs is started for its turn and ended after
-it: a program computes slower beside another that has gigabytes, also where that one is idle. Prints a table and a line
-of JSON, and keeps the line under benchmarks/results.
+take turns, so that whatever else the machine does falls on all. What a way needs is started for its turn and ended
+after it: a program computes slower beside another that has gigabytes, also where that one is idle. Prints a table and a
+line of JSON, and keeps the line under benchmarks/results.
 """
 
 import argparse
