@@ -2,13 +2,14 @@
 
     python -m benchmarks.contender [--small] NAME TASK ...
 
-NAME is lavis, hf or one of our precisions; a TASK is a key of TASKS. It answers every line on stdin, a task and the
-seed of an image, with a line of JSON: the seconds taken, the output, the peak memory since loading in bytes. race.py
-runs it, for hf in the environment of requirements-hf.txt, where there is neither LAVIS nor what our code needs: so
-those are imported where they are used.
+NAME is lavis, hf, openvino-PRECISION or one of our precisions; a TASK is a key of TASKS. It answers every line on
+stdin, a task and the seed of an image, with a line of JSON: the seconds taken, the output, the peak memory since
+loading in bytes. race.py runs it, for hf and OpenVINO in the environments of their requirements, where there is neither
+LAVIS nor what our code needs: so those are imported where they are used.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OPENVINO = "openvino-"  # before a precision
+OPENVINO_PRECISIONS = ("float32", "bfloat16", "int8")  # the last are weights only
 QUESTION = "what colour is the dog left of the circle?"
 TEXT = "a red dog and a blue circle left of there"
 Run = Callable[[Tensor], Any]
@@ -83,12 +86,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     loaded = {}
-    for name in options.task:
-        if options.name == "hf":
-            loaded[name] = hugging_face(TASKS[name], device)
-        else:
-            loaded[name] = lavis_or_ours(options.name, TASKS[name], device, options.small)
-        loaded[name].timed(0)
+    with contextlib.redirect_stdout(sys.stderr):  # for answers alone
+        for name in options.task:
+            loaded[name] = load(options.name, TASKS[name], device, options.small)
+            loaded[name].timed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -96,6 +97,15 @@ def main() -> None:
     for line in sys.stdin:
         name, seed = line.split()
         print(json.dumps(loaded[name].timed(int(seed))), flush=True)
+
+
+def load(name: str, task: Task, device: torch.device, small: bool) -> Loaded:
+    """The model of that name."""
+    if name == "hf":
+        return hugging_face(task, device)
+    if name.startswith(OPENVINO):
+        return hugging_face(task, device, openvino=name.removeprefix(OPENVINO))
+    return lavis_or_ours(name, task, device, small)
 
 
 def peak(device: torch.device) -> int:
@@ -176,10 +186,12 @@ def hugging_face(
     batch: int = 1,
     small: bool = False,
     compiled: bool = False,
+    openvino: str | None = None,
 ) -> Loaded:
     """The BLIP of Hugging Face's transformers, of the same dimensions; the same number of tokens goes in and out.
 
-    It takes batches of `batch`; captions also of fewer, as the last of a folder may be.
+    It takes batches of `batch`; captions also of fewer, as the last of a folder may be. With a precision of `openvino`
+    its parts run in OpenVINO.
     """
     from transformers import (
         BlipConfig,
@@ -205,6 +217,10 @@ def hugging_face(
             part.compile(backend="eager" if small else "inductor")
     prompt = torch.tensor([[30522, 5, 6, 7, 102]], device=device).repeat(batch, 1)  # [DEC] a picture of [SEP]
     text = torch.arange(200, 212, device=device).repeat(batch, 1)  # as many tokens as QUESTION and TEXT have
+    if openvino:
+        from benchmarks.openvino_blip import convert
+
+        convert(model, openvino, text)
     searching = {"num_beams": 3, "min_length": task.length, "max_length": task.length}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""An environment with Hugging Face's newest BLIP, whose requirements are not ours."""
+"""Environments with Hugging Face's newest BLIP, whose requirements are not ours: alone, or with OpenVINO."""
 
 import contextlib
 import hashlib
@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import ROOT
 
 REQUIREMENTS = ROOT / "benchmarks" / "requirements-hf.txt"
+MORE_FOR_OPENVINO = ROOT / "benchmarks" / "requirements-openvino.txt"
 
 
 class MissingError(RuntimeError):
@@ -20,28 +22,47 @@ class MissingError(RuntimeError):
 
 
 def hf_python(seconds: float | None = None, *, make: bool = True) -> Path:
-    """Its interpreter; the environment is made where it is not there yet, each step of it in `seconds` at most.
+    """The interpreter of the one with Hugging Face's BLIP alone.
+
+    The environment is made where it is not there yet, each step of it in `seconds` at most.
 
     Raises:
         MissingError: it cannot be made, or shall not.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "blip-bench-hf"
-    python, installed = cache / "bin" / "python", cache / "requirements-hf.txt"
-    if installed.is_file() and installed.read_text() == REQUIREMENTS.read_text():
+    return _python("hf", [REQUIREMENTS], seconds, make=make)
+
+
+def openvino_python() -> Path:
+    """The interpreter of the one with OpenVINO; made where it is not there yet.
+
+    Raises:
+        MissingError: it cannot be made.
+    """
+    return _python("openvino", [REQUIREMENTS, MORE_FOR_OPENVINO], None, make=True)
+
+
+def _python(name: str, lists: Sequence[Path], seconds: float | None, *, make: bool) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / f"blip-bench-{name}"
+    python, installed = cache / "bin" / "python", cache / f"requirements-{name}.txt"
+    wanted = "".join(path.read_text() for path in lists)
+    if installed.is_file() and installed.read_text() == wanted:
         return python
     if not make:
         raise MissingError(f"there is no environment for it in {cache}")
     print(f"Making {cache} (it fetches about 4 GB).", flush=True)
     steps: list[list[str | Path]]
+    packages: list[str | Path] = ["--no-deps"]  # the lists are whole
+    for path in lists:
+        packages += ["-r", path]
     if has_uv():
         steps = [
             ["uv", "venv", "--quiet", "--clear", "--python", "3.11", cache],
-            ["uv", "pip", "install", "--quiet", "--python", python, "-r", REQUIREMENTS],
+            ["uv", "pip", "install", "--quiet", "--python", python, *packages],
         ]
     else:
         steps = [
             [sys.executable, "-m", "venv", "--clear", cache],  # Python 3.11, as we are
-            [python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS],
+            [python, "-m", "pip", "install", "--quiet", *packages],
         ]
     for step in steps:
         try:
@@ -51,7 +72,7 @@ def hf_python(seconds: float | None = None, *, make: bool = True) -> Path:
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise MissingError(f"its environment cannot be made: {reason}") from error
-    installed.write_text(REQUIREMENTS.read_text())
+    installed.write_text(wanted)
     return python
 
 

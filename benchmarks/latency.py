@@ -1,10 +1,11 @@
-"""One request at a time: LAVIS as the reference build calls it, Hugging Face's BLIP, and our engine in each precision.
+"""One request at a time: LAVIS as the reference build calls it, Hugging Face's BLIP, that in OpenVINO, and our engine.
 
     scripts/bench latency [--rounds N] [--task NAME ...] [--scenes N] [--quick]
 
 Full-size models with random weights, the same for LAVIS and for ours. Each contender has a process of its own, so that
 its peak memory is its own; they take turns, so that whatever else the machine does falls on all. Beside the speed of a
-precision stands how often its string differs from LAVIS's or, for a match, how far its probability is off at most: on
+precision stands how often its string differs from LAVIS's (of OpenVINO's, whose weights are others, from that of
+Hugging Face's BLIP in PyTorch) or, for a match, how far its probability is off at most: on
 the random images timed here, whose nearly equal scores are the hardest case, and on scenes drawn for the demo weights.
 Prints tables and one line of JSON. A run of all tasks keeps that line under benchmarks/results.
 """
@@ -19,9 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.contender import TASKS
+from benchmarks.contender import OPENVINO, OPENVINO_PRECISIONS, TASKS
 from benchmarks.harness import ROOT
-from benchmarks.hf_environment import hf_python
+from benchmarks.hf_environment import hf_python, openvino_python
 from benchmarks.machine import machine
 from benchmarks.outcome import finish, head
 from benchmarks.race import print_table, race, race_small
@@ -29,7 +30,7 @@ from benchmarks.scenes import disagreement
 from blip.config import DTYPES
 from blip.engine.precision import PrecisionError, check
 
-PACKAGES = ("torch", "transformers", "salesforce-lavis", "timm")
+PACKAGES = ("torch", "transformers", "salesforce-lavis", "timm", "openvino", "nncf")
 QUICK_TASKS = ("caption-12", "answer-4", "match")
 QUICK_SCENES = 2
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--task", choices=TASKS, action="append", help="only this task; may be repeated")
     parser.add_argument("--scenes", type=int, default=500, help="drawn scenes to compare answers on (default 500)")
     parser.add_argument(
-        "--quick", action="store_true", help="small models, float32, one round, no Hugging Face: a trial"
+        "--quick", action="store_true", help="small models, float32, one round, no Hugging Face, no OpenVINO: a trial"
     )
     options = parser.parse_args(argv)
     if options.quick:
@@ -52,12 +53,15 @@ def main(argv: Sequence[str]) -> None:
     pythons = dict.fromkeys(["lavis", *names], Path(sys.executable))
     rows = []
     if options.quick:
-        print("Quick: small models in float32, one round; Hugging Face's BLIP is left out.")
+        print("Quick: small models in float32, one round; Hugging Face's BLIP and OpenVINO are left out.")
         for found in race_small(pythons, options.task or QUICK_TASKS):
             print_table(found)
             rows += found
     else:
-        pythons = {"lavis": pythons["lavis"], "hf": hf_python(), **pythons}
+        peers = {"hf": hf_python()}
+        if device.type == "cpu":
+            peers |= dict.fromkeys((f"{OPENVINO}{name}" for name in OPENVINO_PRECISIONS), openvino_python())
+        pythons = {"lavis": pythons["lavis"], **peers, **pythons}
         for task in options.task or TASKS:
             found = race(pythons, task, options.rounds)
             print_table(found)
@@ -65,7 +69,11 @@ def main(argv: Sequence[str]) -> None:
     result = {
         **head("latency", quick=options.quick),
         **machine(device.type),
-        "versions": {name: versions(pythons[key]) for name, key in (("ours", "lavis"), ("hf", "hf")) if key in pythons},
+        "versions": {
+            name: versions(pythons[key])
+            for name, key in (("ours", "lavis"), ("hf", "hf"), ("openvino", f"{OPENVINO}float32"))
+            if key in pythons
+        },
         "rounds": options.rounds,
         "rows": rows,
         "scenes": compare_on_scenes(options.scenes, device, names),

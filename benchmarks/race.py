@@ -52,11 +52,14 @@ def take_turns(contenders: Sequence[Contender], task: str, rounds: int) -> list[
     for seed in range(rounds):
         for contender in contenders:
             contender.run(task, seed)
-    return [row(task, contender, contenders[0]) for contender in contenders]
+    return [row(task, contender, contenders) for contender in contenders]
 
 
-def row(task: str, contender: Contender, lavis: Contender) -> dict[str, Any]:
-    """What one contender did on one task, beside LAVIS."""
+def row(task: str, contender: Contender, others: Sequence[Contender]) -> dict[str, Any]:
+    """What one contender did on one task, beside LAVIS, which is the first of the others."""
+    lavis = others[0]
+    same_weights = {"openvino": "hf", **dict.fromkeys(DTYPES, lavis.name)}  # by the first part of the name
+    reference = next((other for other in others if other.name == same_weights.get(contender.name.split("-")[0])), None)
     seconds = [run["seconds"] for run in contender.runs]
     median = statistics.median(seconds)
     found: dict[str, Any] = {
@@ -67,24 +70,31 @@ def row(task: str, contender: Contender, lavis: Contender) -> dict[str, Any]:
         "ratio": round(statistics.median(run["seconds"] for run in lavis.runs) / median, 2),
         "peak_mib": round(max(run["peak"] for run in contender.runs) / MIB),
     }
-    if contender.name in DTYPES:
-        pairs = [(ours["output"], theirs["output"]) for ours, theirs in zip(contender.runs, lavis.runs, strict=True)]
+    if reference:
+        runs = zip(contender.runs, reference.runs, strict=True)
+        pairs = [(ours["output"], theirs["output"]) for ours, theirs in runs]
         if task == "match":
-            found["largest_difference"] = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
+            found["largest_difference"] = max(abs(_probability(ours) - _probability(theirs)) for ours, theirs in pairs)
         else:
             found["different"] = share_different(pairs)
     return found
 
 
+def _probability(match: Any) -> float:
+    """Of one match, or of the first in a batch."""
+    first = match[0]
+    return float(first[0] if isinstance(first, list) else first)
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """One task's rows."""
-    print(f"\n{rows[0]['task']:12} {'median':>9} {'ratio':>7} {'peak':>10} {'different':>10}")
+    print(f"\n{rows[0]['task']:17} {'median':>9} {'ratio':>7} {'peak':>10} {'different':>10}")
     for row in rows:
         different = f"{row['different']:.1%}" if "different" in row else "-"
         if "largest_difference" in row:
             different = f"{row['largest_difference']:.1e}"
         memory = f"{row['peak_mib']} MiB"
         print(
-            f"{row['contender']:12} {row['median_s']:7.3f} s {row['ratio']:6.1f}x {memory:>10} {different:>10}",
+            f"{row['contender']:17} {row['median_s']:7.3f} s {row['ratio']:6.1f}x {memory:>10} {different:>10}",
             flush=True,
         )
