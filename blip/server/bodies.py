@@ -140,6 +140,7 @@ class BodyLimit:
                 self._room.resize(body.holding, 0)
                 if size > 4 * self._max_body:
                     more = False  # the refused client has sent enough
+            del message, part  # up to 256 KB, which would wait for the turn
             if more and self._coming > CALM:
                 await self._turn()
         return refused

@@ -242,13 +242,13 @@ def longest_text(directory: Path, positions: int) -> int:
     how = given.get("truncation", True), str(side).lower()
     if how not in ((True, "right"), (None, "right"), ("longest_first", "right")):
         raise BundleError(f"{path} cuts texts by {shown(how)}, which this server cannot do; remove it.")
-    if not is_number(limit) or limit < 3:
+    if not isinstance(limit, int | float) or not limit >= 3:  # which a NaN is not
         raise BundleError(f"{path} has max_length {shown(limit)}; a number from 3 is needed.")
-    return min(positions, int(limit))
+    return int(min(positions, limit))
 
 
 def _content(token: Any) -> Any:
-    """How a token is written, which stands by itself or in a description; None where spaces or case would change it."""
+    """How a token is written, which stands by itself or in a description; the description where that says more."""
     if not isinstance(token, dict):
         return token
     is_plain = not any(token.get(name) for name in ("lstrip", "rstrip", "single_word", "normalized"))

@@ -264,6 +264,7 @@ def test_a_token_without_a_name_shows_in_no_text(oracle: Oracle, tmp_path: Path)
         },
         {"tokenizer_config.json": {"max_length": 7}},
         {"tokenizer_config.json": {"truncation": True, "model_max_length": 5}},
+        {"tokenizer_config.json": {"truncation": True, "model_max_length": 10**30}},
         {
             "tokenizer.json": {
                 "padding": {
