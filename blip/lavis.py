@@ -74,6 +74,11 @@ def _word_pieces(ids: Mapping[str, int], options: Mapping[str, Any], special: Se
     return made
 
 
+def prompt_tokens(prompt: str, tokenizer: Any) -> int:
+    """How many tokens a caption begins with: the first one and the prompt's."""
+    return len(tokenizer(prompt).input_ids) - 1  # without the end token
+
+
 def pixel_values(config: Mapping[str, Any]) -> Tensor:
     """(3, 256) float32: what the model's own processor, after its resize, makes of each value of each colour."""
     if "pixels" in config:  # as transformers' TorchvisionBackend.rescale_and_normalize computes it
@@ -94,7 +99,7 @@ def build(task: str, config: Mapping[str, Any], tokenizer: Any) -> Any:
     net = _build(task, config, tokenizer)
     net.register_buffer("pixel_values", pixel_values(config), persistent=False)
     if config.get("library") == "transformers" and task == "caption":
-        net.prompt_tokens = len(tokenizer(config["prompt"]).input_ids) - 1  # without the end token
+        net.prompt_tokens = prompt_tokens(config["prompt"], tokenizer)
     return net
 
 

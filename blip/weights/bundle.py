@@ -95,7 +95,7 @@ class Bundle:
         for name, entry in self.files.items():
             file = self.path / name
             try:
-                size = file.stat().st_size if file.is_file() else None
+                size = _size(file)
             except OSError as error:
                 yield f"{file} cannot be read ({error.strerror})"
                 continue
@@ -113,7 +113,7 @@ class Bundle:
 
     def _is_long(self, name: str, entry: Entry) -> bool:
         with suppress(OSError):
-            return (self.path / name).stat().st_size == entry.size
+            return _size(self.path / name) == entry.size
         return False
 
     def unknown(self) -> Iterator[str]:
@@ -368,6 +368,11 @@ def temporary_prefix(path: Path) -> str:
 def _retired(path: Path) -> Path:
     """Where a bundle lies for a moment while another gets its name."""
     return path.with_name(f"{temporary_prefix(path)}retired")
+
+
+def _size(file: Path) -> int | None:
+    """In bytes; None where there is no file."""
+    return file.stat().st_size if file.is_file() else None
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from blip.errors import BundleError
 from blip.weights.making import check_vocabulary, read_vocabulary
-from blip.weights.values import array, is_number, is_place, mapping, number, read, shown
+from blip.weights.values import array, is_number, is_place, mapping, number, read, read_if_there, shown
 
 BICUBIC = 3  # of Pillow's Resampling
 #: The files.
@@ -86,14 +86,13 @@ def pixels(directory: Path, image_size: int) -> dict[str, Any]:
 def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
     """The settings of the image processor and their file; transformers 5 writes them into the first of the two."""
     path = directory / "processor_config.json"
-    if path.is_file():
-        given = read(path)
-        if "image_processor" in given:
-            if not isinstance(given["image_processor"], dict):
-                raise BundleError(f"{path} has no settings in image_processor; restore the model.")
-            return path, given["image_processor"]
+    given = read_if_there(path)
+    if "image_processor" in given:
+        if not isinstance(given["image_processor"], dict):
+            raise BundleError(f"{path} has no settings in image_processor; restore the model.")
+        return path, given["image_processor"]
     path = directory / "preprocessor_config.json"
-    return path, read(path) if path.is_file() else {}
+    return path, read_if_there(path)
 
 
 def vocabulary(directory: Path, size: int) -> tuple[list[str], int]:
@@ -159,7 +158,7 @@ def tokenizer(directory: Path, text: Mapping[str, Any], words: Sequence[str], na
         BundleError: its files tell of a tokenizer that this release does not have.
     """
     path, config = directory / "tokenizer_config.json", directory / "config.json"
-    given = read(path) if path.is_file() else {}
+    given = read_if_there(path)
     for name, token in (("sep_token_id", "[SEP]"), ("pad_token_id", "[PAD]")):
         if not is_place(text[name], len(words)) or words[text[name]] != token:
             raise BundleError(f"{config} has {name} {shown(text[name])}, which is not {token}'s; restore the model.")
@@ -177,19 +176,19 @@ def tokenizer(directory: Path, text: Mapping[str, Any], words: Sequence[str], na
         if not isinstance(value, bool) and not (value is usual is None):
             raise BundleError(f"{path} has {name} {shown(value)}; true or false is needed.")
         options[name] = value
-    special = {token: words.index(token) for token in _SPECIAL.values() if token in words[:named]}
     possible = {token: words.index(token) for token in (*_SPECIAL.values(), *_ADDED) if token in words[:named]}
+    special = possible.keys() & _SPECIAL.values()
     for where, purpose, content, place in _special_tokens(directory):
         is_known = isinstance(content, str) and content in possible and place in (None, possible[content])
         if not is_known or _SPECIAL.get(purpose or "", content) != content:
             what = f"the special token {shown(content)}" + (f" as {purpose}" if purpose in _SPECIAL else "")
             raise BundleError(f"{where} has {what}, which this server's tokenizer cannot have; give the model's own.")
-        special[content] = possible[content]
+        special.add(content)
     return {
         **options,
         "bos_token": words[text["bos_token_id"]],
         "enc_token": "[CLS]",
-        "special_tokens": sorted(special, key=special.__getitem__),
+        "special_tokens": sorted(special, key=possible.__getitem__),
         "unnamed_tokens": list(words[named:]),
     }
 
@@ -197,16 +196,14 @@ def tokenizer(directory: Path, text: Mapping[str, Any], words: Sequence[str], na
 def _special_tokens(directory: Path) -> Iterator[tuple[Path, str | None, Any, Any]]:
     """Each special or added token that a file tells of: the file, what it is for, how it is written, its id."""
     path = directory / "tokenizer.json"
-    if path.is_file():
-        for token in array(read(path).get("added_tokens")):
-            yield path, None, _content(token), mapping(token).get("id")
+    for token in array(read_if_there(path).get("added_tokens")):
+        yield path, None, _content(token), mapping(token).get("id")
     path = directory / "added_tokens.json"
-    if path.is_file():
-        for token, place in read(path).items():
-            yield path, None, token, place
+    for token, place in read_if_there(path).items():
+        yield path, None, token, place
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = directory / name
-        given = read(path) if path.is_file() else {}
+        given = read_if_there(path)
         for purpose in given:
             if purpose.endswith("_token") and given[purpose] is not None:
                 yield path, purpose, _content(given[purpose]), None
@@ -227,9 +224,8 @@ def longest_text(directory: Path, positions: int) -> int:
     Raises:
         BundleError: it cuts or fills texts up in a way that this release cannot.
     """
-    path, whole = directory / "tokenizer_config.json", directory / "tokenizer.json"
-    given = read(path) if path.is_file() else {}
-    saved = read(whole) if whole.is_file() else {}
+    path = directory / "tokenizer_config.json"
+    given, saved = read_if_there(path), read_if_there(directory / "tokenizer.json")
     baked, filled = mapping(saved.get("truncation")), mapping(mapping(saved.get("padding")).get("strategy"))
     if given.get("padding") not in (None, False, True, "longest", "do_not_pad"):
         raise BundleError(f"{path} has padding {shown(given['padding'])}, which this server cannot do; remove it.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blip.errors import BundleError
+from blip.lavis import prompt_tokens
 
 MOST_BEAMS = 32  # of which each has a place in memory for every token
 #: The settings of each task's config.json that can be changed.
@@ -43,8 +44,7 @@ def usual_length(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[s
     """What transformers' captions have where nothing else is set: 20 tokens after the prompt."""
     if task != "caption" or config.get("library") != "transformers":
         return {}
-    begin = _begin({**config, "prompt": _prompt(config["prompt"], tokenizer)}, tokenizer)
-    return {"max_length": begin + USUAL_TOKENS}
+    return {"max_length": prompt_tokens(_prompt(config["prompt"], tokenizer), tokenizer) + USUAL_TOKENS}
 
 
 def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, A
         begin = 1
         if task == "caption":
             config = {**config, "prompt": _prompt(config["prompt"], tokenizer)}
-            begin = _begin(config, tokenizer)
+            begin = prompt_tokens(config["prompt"], tokenizer)
             if config.get("library") == "transformers" and begin >= config["max_txt_len"]:
                 most = config["max_txt_len"] - 2
                 raise BundleError(f"caption.prompt has {begin - 1} tokens and the model takes {most}; use fewer words.")
@@ -68,11 +68,6 @@ def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, A
     if task != "caption":
         _within(task, config, "max_txt_len", 3, positions)
     return dict(config)
-
-
-def _begin(config: Mapping[str, Any], tokenizer: Any) -> int:
-    """How many tokens a caption begins with: the first one and the prompt's."""
-    return len(tokenizer(config["prompt"]).input_ids) - 1  # without the end token
 
 
 def _within(task: str, config: Mapping[str, Any], name: str, least: int, most: int) -> None:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -150,6 +151,10 @@ class Checkpoint(Source):
 
     def recipe(self) -> str:
         """The file with its size and hash, and so the vocabulary beside it."""
+        return self._described
+
+    @cached_property
+    def _described(self) -> str:
         return " with ".join(describe(path) for path in (self._path, self._beside) if path.is_file())
 
     def open(self, downloads: Path, report: Report) -> Model:
@@ -187,6 +192,10 @@ class HuggingFace(Source):
 
     def recipe(self) -> str:
         """Its files, each with its size and hash."""
+        return self._described
+
+    @cached_property
+    def _described(self) -> str:
         files = {self.directory / name for name in hugging_face.FILES if (self.directory / name).is_file()}
         files |= set(hugging_face.weight_files(self.directory))
         return f"{self.directory.name}: {', '.join(describe(path) for path in sorted(files))}"
@@ -208,29 +217,29 @@ class Hub(Source):
 
     def __init__(self, task: str, repository: str) -> None:
         self._task, self._repository = task, repository
-        self._revision = ""
-        self._sizes: dict[str, int] = {}
         self._local: HuggingFace | None = None
 
-    def recipe(self) -> str:
-        """Its name and the commit that it has now."""
+    @cached_property
+    def _info(self) -> Any:
+        """What the hub tells of it: its commit and its files."""
         from huggingface_hub import HfApi
 
         with self._reaching():
-            found = HfApi().model_info(self._repository, files_metadata=True)
-        self._revision = found.sha or "main"
-        self._sizes = {file.rfilename: file.size or 0 for file in found.siblings or []}
-        return f"{self._repository}@{self._revision}"
+            return HfApi().model_info(self._repository, files_metadata=True)
+
+    def recipe(self) -> str:
+        """Its name and the commit that it has now."""
+        return f"{self._repository}@{self._info.sha or 'main'}"
 
     def open(self, downloads: Path, report: Report) -> Model:
         """Download it: the hub's own library resumes and checks."""
         directory = self._directory(downloads)
         self._fetch([*hugging_face.FILES], directory)
         hugging_face.check_architecture(directory, self._task)
+        sizes = {file.rfilename: file.size or 0 for file in self._info.siblings or []}
         for pattern in hugging_face.WEIGHT_PATTERNS:
-            if names := [name for name in fnmatch.filter(self._sizes, pattern) if "/" not in name]:
-                sizes = (self._sizes[name] for name in names if not (directory / name).is_file())
-                check_room(downloads.parent, sum(sizes))
+            if names := [name for name in fnmatch.filter(sizes, pattern) if "/" not in name]:
+                check_room(downloads.parent, sum(sizes[name] for name in names if not (directory / name).is_file()))
                 report(f"Fetching the weights of {self._repository}.")
                 self._fetch(names, directory)
                 break
@@ -240,7 +249,7 @@ class Hub(Source):
     def origin(self) -> str:
         """Its name and commit, and its files with their hashes."""
         assert self._local is not None
-        return self._local.recipe().replace(self._local.directory.name, f"{self._repository}@{self._revision}", 1)
+        return self._local.recipe().replace(self._local.directory.name, self.recipe(), 1)
 
     def state(self) -> dict[str, Tensor]:
         """Read its weights."""
@@ -263,7 +272,7 @@ class Hub(Source):
         from huggingface_hub import snapshot_download
 
         with self._reaching():
-            snapshot_download(self._repository, revision=self._revision, allow_patterns=patterns, local_dir=directory)
+            snapshot_download(self._repository, revision=self._info.sha, allow_patterns=patterns, local_dir=directory)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

@@ -19,6 +19,11 @@ def read(path: Path) -> dict[str, Any]:
     return read_json(path, "restore the model")
 
 
+def read_if_there(path: Path) -> dict[str, Any]:
+    """The same, or nothing where there is no such file."""
+    return read(path) if path.is_file() else {}
+
+
 def shown(value: Any) -> str:
     """A value as a sentence shows it, which is not to be as long as a file."""
     text = repr(value)
