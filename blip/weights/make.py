@@ -63,15 +63,15 @@ def make(
     if image_size is not None:
         recipe = {task: f"{text}, images of {image_size} pixels" for task, text in recipe.items()}
     with alone(out, report) as place:
+        downloads = place.parent / DOWNLOADS
         if not _is_made(place, recipe, dtype, report):
-            downloads = place.parent / DOWNLOADS
             models = {task: _sized(source.open(downloads, report), image_size) for task, source in sources.items()}
             nets = {task: _net(place, task, model) for task, model in models.items()}
             needed = sum(stored_size(net, dtype) for net in nets.values())
             check_room(place.parent, needed + sum(source.missing_bytes(downloads) for source in sources.values()))
             _write(place, sources, models, nets, dtype, recipe, downloads, report)
-            if not keep:
-                remove_downloads(path for source in sources.values() for path in source.downloaded(downloads))
+        if not keep:  # also what a run left that was killed when the bundle was there
+            remove_downloads(path for source in sources.values() for path in source.downloaded(downloads))
         report(f"The bundle is ready: {out}.")
 
 

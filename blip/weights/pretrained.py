@@ -76,13 +76,13 @@ def build(
         BundleError: one sentence on what is missing, damaged or full.
     """
     with alone(out, report) as place:
+        downloads = place.parent / DOWNLOADS
         if not _is_built(place, dtype, report):
-            downloads = place.parent / DOWNLOADS
             _build(upstream, place, dtype, report, source, downloads)
-            if not keep:
-                files = (upstream.vocabulary, *upstream.checkpoints.values())
-                remove_downloads(downloads / file.name for file in files)
             report(f"The bundle is ready: {out}.")
+        if not keep and not (source and source.resolve() == downloads):
+            files = (upstream.vocabulary, *upstream.checkpoints.values())
+            remove_downloads(downloads / file.name for file in files)
 
 
 def _is_built(out: Path, dtype: str, report: Report) -> bool:

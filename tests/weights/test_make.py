@@ -554,6 +554,12 @@ def test_only_what_a_run_has_fetched_is_removed(small: Small, out: Path) -> None
     assert os.listdir(downloads) == ["mine.pth"]
 
 
+def test_what_a_run_left_that_was_killed_at_its_end_is_removed_by_the_next(small: Small, out: Path) -> None:
+    make(out, small.sources(), "float16", quiet, keep=True)
+    make(out, small.sources(), "float16", quiet)
+    assert_made(out)
+
+
 def test_a_bundle_is_changed_where_it_lies_and_not_where_a_link_is(
     tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

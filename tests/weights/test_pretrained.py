@@ -149,6 +149,14 @@ def test_downloads_are_kept_when_asked(small: Published, out: Path) -> None:
     assert sorted(path.name for path in kept.iterdir()) == sorted(["vocab.txt", *NAMES.values()])
 
 
+def test_files_that_are_given_are_left_also_where_downloads_would_lie(small: Published, out: Path) -> None:
+    given = out.parent / "blip-downloads"
+    shutil.copytree(small.directory, given)
+    before = sorted(given.iterdir())
+    build(small.upstream, out, "float16", print, source=given)
+    assert sorted(given.iterdir()) == before
+
+
 def test_a_finished_bundle_is_verified_and_not_built_again(small: Published, out: Path) -> None:
     build(small.upstream, out, "float16", print)
     created = out.stat().st_ino
