@@ -1,6 +1,7 @@
 """A decoding process: reads the paths of image files from its standard input, a socket, and answers with pixels.
 
-It ends with the connection, and even while it decodes when the other end is gone.
+Its argument is the file descriptor of a second socket, its lifeline: when the other end of that is gone, the kernel
+ends this process, also in the middle of a codec.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from blip.errors import ImageError
@@ -22,6 +24,7 @@ from blip.pictures.resize import on_white, resized
 def main() -> None:
     """Answer requests until the connection ends."""
     _confine()
+    _hold_on_to(int(sys.argv[1]))
     connection = socket.socket(fileno=0)
     with contextlib.suppress(ConnectionError, EOFError):
         _answer(connection, wire.READY)
@@ -57,6 +60,15 @@ def _confine() -> None:
     os.dup2(1, 2)  # codecs write a line for every bad row of a picture; 1 is /dev/null
 
 
+def _hold_on_to(lifeline: int) -> None:
+    """Have the kernel send SIGIO, which ends a process that does not handle it, when the other end is gone.
+
+    The connection would not do: SIGIO also tells of a request, and may be sent only after the request has been read.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+
 def _limit_time() -> None:
     """Let the kernel end this process when the next picture takes too long."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -69,28 +81,10 @@ def _pixels(path: Path, side: int, library: str, connection: socket.socket) -> b
 
     def admit(needed: int) -> None:
         if needed > LARGE:
-            _watch(connection, False)
             _answer(connection, wire.LARGE, wire.NUMBER.pack(needed))
             _receive(connection, len(wire.GO))
-            _watch(connection, True)
 
-    _watch(connection, True)
-    try:
-        image = open_image(path, admit, to_rgb if library == "lavis" else on_white)
-        return resized(image, side, library)
-    finally:
-        _watch(connection, False)
-
-
-def _watch(connection: socket.socket, on: bool) -> None:
-    """Whether the kernel ends this process when something happens on the connection.
-
-    Nothing is sent during a decoding; so it can only be that the other end is gone. SIGIO, if not handled, ends a
-    process also in the middle of a codec.
-    """
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-    flags = fcntl.fcntl(connection, fcntl.F_GETFL)
-    fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+    return resized(open_image(path, admit, to_rgb if library == "lavis" else on_white), side, library)
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

@@ -78,7 +78,8 @@ class Pool:
                     raise ImageError(_TOO_SLOW) from None
                 if isinstance(error, ConnectionError):
                     status = await asyncio.to_thread(decoder.reap)
-                    raise ImageError(_TOO_SLOW if status == -signal.SIGXCPU else _CRASHED) from None
+                    cause = ConnectionError(f"the process ended with status {status}")
+                    raise ImageError(_TOO_SLOW if status == -signal.SIGXCPU else _CRASHED) from cause
                 raise
             self._idle.append(decoder)
             if kind == wire.PIXELS:
@@ -138,20 +139,25 @@ class _Room:
 
 
 class _Decoder:
-    """One decoding process and the connection to it."""
+    """One decoding process, the connection to it, and the lifeline, on which nothing is ever sent."""
 
     def __init__(self) -> None:
-        self._connection, theirs = socket.socketpair()
-        self._connection.setblocking(False)
         environment = {name: value for name, value in os.environ.items() if name in _KEPT} | _SET
-        with theirs, contextlib.ExitStack() as on_error:
-            on_error.callback(self._connection.close)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as on_error:
+            self._connection, connection = socket.socketpair()
+            self._lifeline, lifeline = socket.socketpair()
+            for ours in (self._connection, self._lifeline):
+                on_error.enter_context(ours)
+            for one in (connection, lifeline):
+                theirs.enter_context(one)
+            self._connection.setblocking(False)
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-m", "blip.pictures"],
+                [sys.executable, "-m", "blip.pictures", str(lifeline.fileno())],
                 cwd=_ROOT,
                 env=environment,
-                stdin=theirs.fileno(),
+                stdin=connection.fileno(),
                 stdout=subprocess.DEVNULL,
+                pass_fds=[lifeline.fileno()],
             )
             on_error.pop_all()
         self._has_started = False
@@ -208,7 +214,8 @@ class _Decoder:
         return self._process.poll() is None
 
     def hang_up(self) -> None:
-        """Close the connection, with which the process ends."""
+        """Close the connection and the lifeline, with which the process ends."""
+        self._lifeline.close()
         self._connection.close()
 
     def kill(self) -> None:

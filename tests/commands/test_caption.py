@@ -1,6 +1,8 @@
 """Folders of pictures, captioned here and by real servers, in processes that are killed too."""
 
+import contextlib
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -9,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from benchmarks.harness import DEADLINE, EXAMPLES, ROOT, Server, wait_until
 from tests.deploy.refusing import refusing_port
@@ -109,9 +113,70 @@ def test_servers_share_the_work_and_one_that_dies_is_replaced_by_the_others(serv
         with killed_soon(dying, table):
             urls = [f"http://127.0.0.1:{port}", dying.url, server.url]
             ended = caption(folder, "--jsonl", table, *(word for url in urls for word in ("--url", url)))
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode == 1
     captions = [json.loads(line)["caption"] for line in table.read_text().splitlines()]
-    assert captions == [[GROUP, PAIR][n % 2] for n in range(20) if n not in (4, 7)]
+    assert captions == [[GROUP, PAIR][n % 2] for n in range(20) if n not in (4, 7)], ended.stderr
+
+
+def test_servers_that_are_down_cost_no_picture(server: Server, folder: Path) -> None:
+    with contextlib.ExitStack() as ports:
+        down = [f"http://127.0.0.1:{ports.enter_context(refusing_port())}" for _ in range(6)]
+        ended = caption(folder, *(word for url in [*down, server.url] for word in ("--url", url)))
+    assert [line.partition(": ")[0] for line in ended.stderr.splitlines() if line.startswith(str(folder))] == [
+        str(folder / "04.png"),
+        str(folder / "07.jpg"),
+    ]
+    assert texts(folder) == [[GROUP, PAIR][n % 2] for n in range(20) if n not in (4, 7)]
+    told = "is left alone and tried again later: no server answered (ConnectionError)."
+    assert all(ended.stderr.count(f"{url} {told}\n") == 1 for url in down)
+
+
+@contextmanager
+def gateway(server: Server, status_of: Callable[[bytes], int]) -> Iterator[str]:
+    """A gateway that passes a request on where `status_of` its body is 200, and else answers so itself; its URL."""
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status, text = status_of(body), b"upstream"
+            if status == 200:
+                kind = {"Content-Type": self.headers["Content-Type"]}
+                answer = requests.post(f"{server.url}{self.path}", data=body, headers=kind, timeout=DEADLINE)
+                status, text = answer.status_code, answer.content
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_request(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as listening:
+        serving = threading.Thread(target=listening.serve_forever)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}"
+        finally:
+            listening.shutdown()
+            serving.join(DEADLINE)
+
+
+def test_a_gateway_whose_server_starts_anew_is_waited_for(server: Server, folder: Path) -> None:
+    asked = itertools.count()
+    with gateway(server, lambda _: 502 if next(asked) < 22 else 200) as url:
+        ended = caption(folder, "--url", url)
+    assert ended.returncode == 1
+    assert f"{url} is left alone and tried again later: the server answered 502: upstream." in ended.stderr
+    assert texts(folder) == [[GROUP, PAIR][n % 2] for n in range(20) if n not in (4, 7)]
+
+
+def test_a_picture_at_which_a_server_fails_is_listed_and_the_others_are_done(server: Server, folder: Path) -> None:
+    with gateway(server, lambda body: 500 if b'filename="05.jpg"' in body else 200) as url:
+        ended = caption(folder, "--url", url)
+    failed = [line.partition(": ") for line in ended.stderr.splitlines() if line.startswith(str(folder))]
+    assert [Path(name).name for name, _, _ in failed] == ["04.png", "05.jpg", "07.jpg"]
+    assert failed[1][2] == "the server answered 500: upstream; see that server's log."
+    assert len(texts(folder)) == 17
 
 
 def test_a_busy_server_is_asked_again(folder: Path) -> None:

@@ -136,12 +136,12 @@ def sample(pictures: list[bytes], index: int) -> bytes:
 
 async def attempt(pool: Pool, path: Path, index: int) -> bool:
     """Whether the file is a picture."""
-    sentence, pixels = "", bytearray()
+    sentence, cause, pixels = "", None, bytearray()
     try:
         pixels = await pool.pixels(path, SIDE)
     except ImageError as error:
-        sentence = str(error)
-    assert SENTENCE.fullmatch(sentence) or len(pixels) == 3 * SIDE**2, f"seed {SEED}, index {index}: {sentence}"
+        sentence, cause = str(error), error.__cause__
+    assert SENTENCE.fullmatch(sentence) or len(pixels) == 3 * SIDE**2, (SEED, index, sentence, cause)
     return not sentence
 
 

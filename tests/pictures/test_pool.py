@@ -1,6 +1,7 @@
 """The decoding processes: what they give, and what ends them and what does not."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -60,9 +61,18 @@ def with_pool(work: Callable[[Pool], Awaitable[None]]) -> None:
 
 
 def is_decoding(pid: int) -> bool:
-    """Whether a process is in the middle of a picture: only then it has itself told what happens on its connection."""
-    flags = Path(f"/proc/{pid}/fdinfo/0").read_text().partition("flags:")[2].split()[0]
-    return bool(int(flags, 8) & os.O_ASYNC)
+    """Whether a process is in the middle of a picture: its time is limited, as from the first on, and a file open."""
+    is_limited = resource.prlimit(pid, resource.RLIMIT_CPU)[0] != resource.RLIM_INFINITY
+    return is_limited and any(stat.S_ISREG(one.st_mode) for one in opened_by(pid).values())
+
+
+def opened_by(pid: int) -> dict[str, os.stat_result]:
+    """What a process has open, by number."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed by now
+            found[entry.name] = entry.stat()
+    return found
 
 
 async def until_decoding() -> int:
@@ -225,9 +235,9 @@ def test_they_hold_nothing_of_the_server(monkeypatch: pytest.MonkeyPatch) -> Non
     async def work(pool: Pool) -> None:
         await pool.pixels(PAIR, 8)
         for pid in decoders_of(os.getpid()):
-            opened = {entry.name: entry.stat() for entry in Path(f"/proc/{pid}/fd").iterdir()}
-            assert [name for name, one in opened.items() if stat.S_ISSOCK(one.st_mode)] == ["0"]
-            assert opened.keys() == {"0", "1", "2"}
+            opened, lifeline = opened_by(pid), lifeline_of(pid)
+            assert {name for name, one in opened.items() if stat.S_ISSOCK(one.st_mode)} == {"0", lifeline}
+            assert opened.keys() == {"0", "1", "2", lifeline}
             assert os.readlink(f"/proc/{pid}/fd/2") == "/dev/null"
             assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
 
@@ -250,6 +260,30 @@ def test_what_decodes_for_nobody_is_ended_by_the_kernel(slow: Path) -> None:
         assert decoder.reap() == -signal.SIGIO
 
     asyncio.run(main())
+
+
+def test_what_comes_on_the_connection_ends_no_decoding(slow: Path) -> None:
+    """The kernel may tell of a request only after the request has been read and its decoding has begun."""
+
+    async def work(pool: Pool) -> None:
+        request = asyncio.create_task(pool.pixels(slow, 384))
+        pid = await until_decoding()
+        assert [fd for fd in ("0", lifeline_of(pid)) if tells_of_itself(pid, fd)] == [lifeline_of(pid)]
+        request.cancel()
+        await asyncio.wait([request])
+
+    with_pool(work)
+
+
+def lifeline_of(pid: int) -> str:
+    """The number of a decoding process's lifeline, its last argument."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2].decode()
+
+
+def tells_of_itself(pid: int, fd: str) -> bool:
+    """Whether the kernel sends a signal when something happens on an open file."""
+    flags = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().partition("flags:")[2].split()[0]
+    return bool(int(flags, 8) & os.O_ASYNC)
 
 
 def test_large_pictures_share_room_in_their_order() -> None:
