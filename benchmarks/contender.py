@@ -154,13 +154,17 @@ def ours(net: Any, task: Task, device: torch.device, dtype: str) -> Run:
     """Our engine as it is served: on a GPU with its graphs."""
     from blip import engine
     from blip.engine.graphs import CudaRecorder
+    from blip.engine.kernels import keep_memory
     from blip.engine.model import Model
-    from blip.engine.precision import prepare
+    from blip.engine.precision import chosen, prepare
 
     search = engine.Search(num_beams=3, min_length=task.length, max_length=task.length)
     size = net.visual_encoder.patch_embed.img_size[0]
-    model = Model(prepare(net, device, dtype), device, size, search if task.kind != "match" else None)
-    if device.type == "cuda":
+    net = prepare(net, device, dtype, chosen(net, device, dtype))
+    model = Model(net, device, size, search if task.kind != "match" else None)
+    if device.type == "cpu":
+        keep_memory()
+    else:
         model = model.with_graphs(1, CudaRecorder())
 
     def run(pixels: Tensor) -> Any:

@@ -7,7 +7,7 @@ its peak memory is its own; they take turns, so that whatever else the machine d
 precision stands how often its string differs from LAVIS's (of OpenVINO's, whose weights are others, from that of
 Hugging Face's BLIP in PyTorch) or, for a match, how far its probability is off at most: on
 the random images timed here, whose nearly equal scores are the hardest case, and on scenes drawn for the demo weights.
-Prints tables and one line of JSON. A run of all tasks keeps that line under benchmarks/results.
+Prints tables and one line of JSON. A run of all tasks keeps that line under benchmarks/results, by the processor.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from benchmarks.contender import OPENVINO, OPENVINO_PRECISIONS, TASKS
 from benchmarks.harness import ROOT
 from benchmarks.hf_environment import hf_python, openvino_python
 from benchmarks.machine import machine
-from benchmarks.outcome import finish, head
+from benchmarks.outcome import finish, head, of_processor
 from benchmarks.race import print_table, race, race_small
 from benchmarks.scenes import disagreement
 from blip.config import DTYPES
-from blip.engine.precision import PrecisionError, check
+from blip.engine.kernels import PrecisionError
+from blip.engine.precision import check
 
 PACKAGES = ("torch", "transformers", "salesforce-lavis", "timm", "openvino", "nncf")
 QUICK_TASKS = ("caption-12", "answer-4", "match")
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
         "scenes": compare_on_scenes(options.scenes, device, names),
     }
     print(f"\non {result['cpu']}, {result['cores']} cores, {result.get('gpu', 'no GPU')}")
-    finish(result, None if options.task or options.quick else f"latency-{device.type}")
+    finish(result, None if options.task or options.quick else of_processor(f"latency-{device.type}", result))
 
 
 def compare_on_scenes(count: int, device: torch.device, names: Sequence[str]) -> dict[str, Any]:

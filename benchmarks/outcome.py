@@ -1,6 +1,7 @@
 """What a benchmark's last line says, and where it is kept."""
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,11 @@ def head(name: str, *, quick: bool) -> dict[str, Any]:
 def share_different(pairs: Sequence[tuple[object, object]]) -> float:
     """How many of the pairs of outputs are not the same, of 1."""
     return round(sum(ours != theirs for ours, theirs in pairs) / len(pairs), 4)
+
+
+def of_processor(name: str, result: dict[str, Any]) -> str:
+    """The name that a result is kept as where each processor has its own."""
+    return f"{name}-{'-'.join(re.findall('[A-Za-z0-9.]+', result['cpu']))}"
 
 
 def finish(result: dict[str, Any], keep_as: str | None) -> None:

@@ -56,12 +56,23 @@ def throughput(axes: Axes, result: Mapping[str, Any]) -> None:
 PLOTS: dict[str, Callable[[Axes, Mapping[str, Any]], None]] = {"latency": latency, "throughput": throughput}
 
 
+def lead(result: Mapping[str, Any]) -> float:
+    """How many times as fast as LAVIS ours is in what people do most; of several machines the worst is shown."""
+    rows = result["rows"]
+    if result["benchmark"] == "latency":
+        seconds = {row["contender"]: row["median_s"] for row in rows if row["task"] == "caption-30"}
+        return float(seconds["lavis"] / seconds["float32"])
+    (ratio,) = (row["ratio"] for row in rows if (row["workload"], row["clients"]) == ("mixed", 8) and "ratio" in row)
+    return float(ratio)
+
+
 def main(argv: Sequence[str]) -> None:
     """Draw all of them into a folder."""
     folder = Path(argv[0]) if argv else DOCS
     for name, draw in PLOTS.items():
         figure, axes = plt.subplots(figsize=(8, 4))
-        draw(axes, json.loads((RESULTS / f"{name}-cpu.json").read_text()))
+        kept = [json.loads(path.read_text()) for path in RESULTS.glob(f"{name}-cpu*.json")]
+        draw(axes, min(kept, key=lead))
         axes.legend()
         figure.tight_layout()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

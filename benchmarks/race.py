@@ -9,14 +9,15 @@ from typing import Any
 from benchmarks.harness import MIB
 from benchmarks.outcome import share_different
 from benchmarks.responder import Responder
-from blip.config import DTYPES
+from blip.config import COMPUTING, DTYPES
 
 
 class Contender(Responder):
     """A running benchmarks/contender.py, in the environment of the interpreter `python`."""
 
     def __init__(self, python: Path, name: str, tasks: Sequence[str], *, small: bool = False) -> None:
-        super().__init__(python, ["benchmarks.contender", *(["--small"] if small else []), name, *tasks])
+        environment = COMPUTING if name in DTYPES else {}  # ours as it is served
+        super().__init__(python, ["benchmarks.contender", *(["--small"] if small else []), name, *tasks], environment)
         self.name = name
         self.runs: list[dict[str, Any]] = []
 

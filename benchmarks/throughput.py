@@ -1,7 +1,6 @@
 """Requests per second over HTTP: closed-loop clients against the plain predictor and against ours."""
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -21,10 +20,12 @@ import requests
 
 from benchmarks.harness import EXAMPLES, START, Server, chosen, data_uri
 from benchmarks.machine import processor
+from benchmarks.outcome import finish, of_processor
 from blip.config import DEMO
 
 IMAGE = EXAMPLES / "pair.jpg"
 SLOTS = 64  # of our server in this benchmark
+CLIENTS = [1, 8, SLOTS, 2 * SLOTS]
 INPUTS: dict[str, dict[str, str]] = {
     "caption": {"task": "image_captioning"},
     "answer": {"task": "visual_question_answering", "question": "what color is the circle?"},
@@ -178,7 +179,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench throughput", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="a bundle with full-size weights")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long new requests are made in each cell")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, SLOTS, 2 * SLOTS])
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--dtype", help="BLIP_DTYPE of our server")
     parser.add_argument(
@@ -209,7 +210,9 @@ def main(argv: Sequence[str]) -> None:
         "cores": os.cpu_count(),
         "dtype": arguments.dtype or "default",
     }
-    print(json.dumps({**about, **compared}))
+    whole = not arguments.quick and (arguments.clients, arguments.workloads) == (CLIENTS, list(WORKLOADS))
+    device = "cpu" if compared["device_memory_mib"] is None else "cuda"
+    finish({**about, **compared}, of_processor(f"throughput-{device}", about) if whole else None)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,13 @@ def about(device: "torch.device") -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The processor's name, with its family and model, by which those are told apart that hide their names."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    kind = f" (family {found['cpu family']}, model {found['model']})" if "cpu family" in found else ""
+    return f"{found['model name']}{kind}"
 
 
 def _version(package: str) -> str:
@@ -58,7 +61,8 @@ def _describe(device: "torch.device") -> str:
 
 def _precisions(device: "torch.device") -> str:
     """Those that it computes in."""
-    from blip.engine.precision import PRECISIONS, PrecisionError, check
+    from blip.engine.kernels import PrecisionError
+    from blip.engine.precision import PRECISIONS, check
 
     can = []
     for name in PRECISIONS:

@@ -15,6 +15,9 @@ DEMO = Path(__file__).resolve().parent.parent / "weights" / "demo"
 DEVICES = ("auto", "cpu", "cuda")
 DAY = 86_400  # seconds
 SECRET_BYTES = 24  # the least that Standard Webhooks recommends
+#: What the environment of a process that computes on a CPU should have: weights in pages of 2 MiB, where the system has
+#: such pages for who asks, are read a tenth faster. glibc reads it once, at the start of a process.
+COMPUTING = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
@@ -29,6 +32,7 @@ class Settings:
         dtype: `BLIP_DTYPE`: the precision to compute in; None for float16 on CUDA and float32 on the CPU.
         max_batch: `BLIP_MAX_BATCH`: how many requests of a task may run together.
         cuda_graphs: `BLIP_CUDA_GRAPHS`: "on", or "off" to run every decoding step eagerly on a GPU too.
+        kernels: `BLIP_KERNELS`: the kernels that are not to be chosen by trying them on a CPU; "" for none.
     """
 
     weights: str
@@ -37,6 +41,7 @@ class Settings:
     dtype: str | None
     max_batch: int
     cuda_graphs: bool
+    kernels: str
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -61,6 +66,7 @@ class Settings:
             dtype=dtype,
             max_batch=_number(environment, "BLIP_MAX_BATCH", "16", "a number of requests"),
             cuda_graphs=_choice(environment, "BLIP_CUDA_GRAPHS", ("on", "off")) == "on",
+            kernels=environment.get("BLIP_KERNELS") or "",
         )
 
     def bundle_path(self) -> Path:
@@ -124,6 +130,7 @@ class Limits:
 #: The settings that may be shown as they are; docs/operating.md lists them.
 SHOWN = (
     *("BLIP_CACHE", "BLIP_CORS_ORIGINS", "BLIP_CUDA_GRAPHS", "BLIP_DEVICE", "BLIP_DTYPE", "BLIP_EGRESS"),
+    "BLIP_KERNELS",
     *("BLIP_GRACE_SECONDS", "BLIP_KEEP_ALIVE_SECONDS", "BLIP_LOG_CLIENTS", "BLIP_MAX_BATCH", "BLIP_MAX_IMAGE_BYTES"),
     *("BLIP_PAGE", "BLIP_WEIGHTS", "COG_LOG_LEVEL", "COG_MAX_CONCURRENCY", "COG_PREDICT_TYPE_STUB"),
     *("COG_THROTTLE_RESPONSE_INTERVAL", "FORWARDED_ALLOW_IPS", "LOG_FORMAT", "PORT", "TMPDIR"),

@@ -148,8 +148,7 @@ def start(settings: Settings) -> Service:
     """Load the weights bundle, verify it at the same time, and try out every task.
 
     Raises:
-        UserError: a setting or the bundle cannot be used.
-        PrecisionError: the device does not support the precision.
+        UserError: a setting or the bundle cannot be used, or the device does not support the precision.
     """
     pictures = Pool()  # its processes start while the weights are loaded
     try:
@@ -185,7 +184,14 @@ def _load(settings: Settings, pictures: Pool) -> Service:
         dtype = settings.dtype or default_dtype(chosen)
         print("; ".join(f"{name} {value}" for name, value in about(chosen).items()))
         print(f"Weights: {bundle.name} ({bundle.dtype}) from {bundle.path}, computing in {dtype}. {bundle.note}")
-        models = load_models(bundle, chosen, dtype, max_batch=settings.max_batch, cuda_graphs=settings.cuda_graphs)
+        models = load_models(
+            bundle,
+            chosen,
+            dtype,
+            max_batch=settings.max_batch,
+            cuda_graphs=settings.cuda_graphs,
+            pinned=settings.kernels,
+        )
         verified.result()
     tasks = {task.name: task(models[task.bundle_name]) for task in TASKS if task.bundle_name in models}
     facts = {"weights": bundle.name, "dtype": dtype, "device": describe(chosen), "torch": version("torch")}

@@ -25,9 +25,10 @@ def test_every_setting_is_taken_from_its_variable(tmp_path: Path) -> None:
         "BLIP_DTYPE": "bfloat16",
         "BLIP_MAX_BATCH": "4",
         "BLIP_CUDA_GRAPHS": "off",
+        "BLIP_KERNELS": "attention=heads",
     }
     assert Settings.from_environment(environment) == Settings(
-        str(tmp_path), Path("/var/cache"), "cpu", "bfloat16", max_batch=4, cuda_graphs=False
+        str(tmp_path), Path("/var/cache"), "cpu", "bfloat16", max_batch=4, cuda_graphs=False, kernels="attention=heads"
     )
 
 

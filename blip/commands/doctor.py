@@ -15,7 +15,8 @@ def main(given: Sequence[str]) -> int:
 
     from blip.about import about
     from blip.device import choose_device, default_dtype
-    from blip.engine.precision import PrecisionError, check
+    from blip.engine.kernels import PrecisionError
+    from blip.engine.precision import check
 
     device, more = torch.device("cpu"), dict[str, str]()
     problems: list[str] = []

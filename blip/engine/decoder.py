@@ -56,7 +56,10 @@ class CachedDecoder:
     """
 
     def __init__(self, decoder: Module, shape: DecoderShape) -> None:
-        """Reserve all buffers for `decoder`, LAVIS's XBertLMHeadDecoder."""
+        """Reserve all buffers for `decoder`, LAVIS's XBertLMHeadDecoder.
+
+        Its `cross_dtype`, if it has one, is the dtype of the encoder's keys and values.
+        """
         self.shape = shape
         self._bert = decoder.bert
         self._head = decoder.cls
@@ -64,9 +67,10 @@ class CachedDecoder:
         heads, width = attention.num_attention_heads, attention.attention_head_size
         like = decoder.bert.embeddings.position_embeddings.weight  # of the dtype and on the device of all buffers
         batch, entries = shape.batch, shape.entries
-        self._cross = like.new_empty(len(layers), 2, batch, heads, shape.states, width)
+        cross_dtype = getattr(decoder, "cross_dtype", like.dtype)
+        self._cross = like.new_empty(len(layers), 2, batch, heads, shape.states, width, dtype=cross_dtype)
         masks = torch.zeros(batch, 1, 1, shape.states, dtype=torch.bool, device=like.device)
-        self._cross_mask = additive(masks, like.dtype) if shape.masked else None
+        self._cross_mask = additive(masks, cross_dtype) if shape.masked else None
         self._pool = like.new_empty(len(layers), 2, batch, heads, entries, width)
         # At the start a beam sees the prompt.
         seen = (torch.arange(entries, device=like.device) < shape.prompt).expand(batch, 1, shape.beams, entries)

@@ -30,7 +30,7 @@ def encode_image(vit: Module, pixels: Tensor) -> Tensor:
     """The states of `VisionTransformerEncoder.forward_features`.
 
     Args:
-        vit: LAVIS's VisionTransformerEncoder.
+        vit: LAVIS's VisionTransformerEncoder; its `attend`, if it has one, takes the place of `attend_image`.
         pixels: (B, 3, S, S), normalised as LAVIS's image processor does; any floating dtype.
 
     Returns:
@@ -39,11 +39,12 @@ def encode_image(vit: Module, pixels: Tensor) -> Tensor:
     assert pixels.ndim == 4 and pixels.shape[1] == 3, pixels.shape
     x = vit.patch_embed(pixels.to(vit.pos_embed))  # (B, patches, C)
     x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], dim=1) + vit.pos_embed  # (B, N, C)
+    attend_states = getattr(vit, "attend", attend_image)
     for block in vit.blocks:
         attention, mlp = block.attn, block.mlp
         qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1))  # (B, N, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        x = x + attention.proj(_attend_image(q, k, v, attention.scale))
+        x = x + attention.proj(attend_states(q, k, v))
         x = x + mlp.fc2(mlp.act(mlp.fc1(block.norm2(x))))
     return vit.norm(x)  # type: ignore[no-any-return]
 
@@ -95,11 +96,11 @@ def embed(bert: Module, ids: Tensor, positions: Tensor) -> Tensor:
 
 def keys_values(attention: Module, states: Tensor) -> tuple[Tensor, Tensor]:
     """The keys and values that a BertAttention computes from `states` (B, S, C)."""
+    states = states.to(attention.output.LayerNorm.weight.dtype)
     joined = getattr(attention.self, "joined", None)
     if joined is not None:
-        key, value = split_heads(attention, joined(states.to(joined.weight.dtype)), 2)
+        key, value = split_heads(attention, joined(states), 2)
         return key, value
-    states = states.to(attention.self.key.weight.dtype)
     key, value = attention.self.key(states), attention.self.value(states)
     return split_heads(attention, key)[0], split_heads(attention, value)[0]
 
@@ -143,7 +144,7 @@ def split_heads(attention: Module, x: Tensor, parts: int = 1) -> Tensor:
 def join_projections(model: Module) -> None:
     """Let each BertAttention compute its keys and values, and the queries of what attends to itself, in one product.
 
-    A GPU is quicker with few large products. On a CPU they stay LAVIS's own.
+    Few large products are quicker than many small ones.
     """
     for layer in model.modules():
         if hasattr(layer, "crossattention"):
@@ -182,33 +183,48 @@ def _joined(*linears: nn.Linear) -> nn.Linear:
     return joined
 
 
-def attend(
-    q: Tensor, kv: KeysValues, mask: Tensor | None = None, is_causal: bool = False, scale: float | None = None
-) -> Tensor:
-    """softmax(q k^T * scale) v with the heads joined again: q (B, H, T, d) -> (B, T, H*d); scale None is d**-0.5."""
+def attend(q: Tensor, kv: KeysValues, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v with the heads joined again: q (B, H, T, d) -> (B, T, H*d), computed in k's dtype.
+
+    Torch's fused kernel is slower on a CPU for few queries, and in float32 its results depend on the batch.
+    """
     k, v = kv
     assert q.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2], (q.shape, k.shape)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)  # (B, H, T, d)
-    return out.transpose(1, 2).flatten(2)
+    if q.device.type != "cpu":
+        return _joined_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
+    scores = q.to(k.dtype) * q.shape[-1] ** -0.5 @ k.mT  # (B, H, T, S)
+    if is_causal:
+        mask = additive(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), k.dtype)
+    if mask is not None:
+        scores += mask
+    return _joined_heads(scores.softmax(-1) @ v).to(q.dtype)
 
 
-def _attend_image(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """`attend` among all states of an image, q, k and v (B, H, N, d) -> (B, N, H*d).
+def attend_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` among all states of an image, q, k and v (B, H, N, d) -> (B, N, H*d), by torch's fused kernel."""
+    return _joined_heads(F.scaled_dot_product_attention(q, k, v))
 
-    On a CPU torch's fused kernel multiplies through MKL (see kernels.py) and can take twice as long. So this goes
-    through oneDNN one head at a time, whose N x N weights stay in the cache, and always in float32.
+
+def attend_image_by_heads(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`attend_image` through oneDNN one head at a time, whose N x N weights stay in the cache; products in `dtype`.
+
+    Torch's fused kernel multiplies through MKL (see kernels.py) and can take twice as long.
     """
-    if q.device.type != "cpu" or not kernels.has_onednn():
-        return attend(q, (k, v), scale=scale)
     batch, heads, states, width = q.shape
+    dtype = dtype or q.dtype
     out = q.new_empty(batch, states, heads, width)
-    q, k = q.float() * scale, k.float().contiguous()
-    v = v.mT.float().contiguous()  # (B, H, d, N)
+    q, k = (q * width**-0.5).to(dtype), k.to(dtype).contiguous()
+    v = v.mT.to(dtype).contiguous()  # (B, H, d, N)
     for sample in range(batch):
         for head in range(heads):
             weights = kernels.linear(q[sample, head], k[sample, head]).softmax(-1)  # (N, N)
             out[sample, :, head] = kernels.linear(weights, v[sample, head])
     return out.flatten(2)
+
+
+def _joined_heads(x: Tensor) -> Tensor:
+    """(B, H, T, d) -> (B, T, H*d)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def _queries(attention: Module, x: Tensor) -> Tensor:

@@ -2,14 +2,23 @@
 
 A plain Linear goes through MKL, which is slow on many processors, most of all for the few rows of a decoding step.
 oneDNN is fast, with weights packed as torch's compiler packs frozen ones. It also gives each row the same result, bit
-for bit, whatever the number of rows, so no result depends on its batch.
+for bit, whatever the number of rows, so no result depends on its batch. Sums of 8-bit products are whole numbers: they
+do not depend on it either.
 The operators are those of torch 2.8.0.
 """
 
+import ctypes
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+
+
+class PrecisionError(ValueError):
+    """The precision asked for does not exist on this device; the message is one sentence."""
 
 
 def has_onednn() -> bool:
@@ -23,8 +32,16 @@ def has_bfloat16() -> bool:
 
 
 def has_int8() -> bool:
-    """Whether `int8_linear` works on this processor."""
+    """Whether `fbgemm_linear` works on this processor."""
     return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def attention_dtype(dtype: str) -> torch.dtype:
+    """What the products of attention are computed in on a CPU, in the precision `dtype`."""
+    if dtype == "int8":
+        return torch.bfloat16 if has_bfloat16() else torch.float32
+    found: torch.dtype = getattr(torch, dtype)
+    return found
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -33,9 +50,13 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X weight^T + bias through oneDNN: (..., in), (out, in) packed or not, (out,) -> (..., out), all of one dtype."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """X weight^T + bias through oneDNN: (..., in), (out, in) packed or not, (out,) -> (..., out), all of one dtype.
+
+    With `gelu`, the exact GELU of that, computed before it is rounded.
+    """
+    after, algorithm = ("gelu", "none") if gelu else ("none", "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], algorithm)
     return out
 
 
@@ -48,14 +69,56 @@ def linear_float32(x: Tensor, layer: Any) -> Tensor:
     return rows.add_(layer.bias).view(*x.shape[:-1], -1)
 
 
-def pack_int8(weight: Tensor, scales: Tensor, bias: Tensor | None) -> Any:
-    """A float32 weight (out, in) in 8 bits, with one scale per output (out,) and its bias, for `int8_linear`."""
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A float32 weight (out, in) as int8 from -127 to 127, and one scale per output (out,), in float32."""
+    scales = weight.abs().amax(dim=1).clamp_(min=1e-8) / 127
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
+
+
+def pack_fbgemm(numbers: Tensor, scales: Tensor) -> Any:
+    """What `quantise` made, for `fbgemm_linear`."""
     zeros = torch.zeros_like(scales, dtype=torch.long)
-    quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-    return torch.ops.quantized.linear_prepack(quantised, bias)
+    quantised = torch._make_per_channel_quantized_tensor(numbers, scales, zeros, 0)
+    return torch.ops.quantized.linear_prepack(quantised, None)
 
 
-def int8_linear(x: Tensor, packed: Any) -> Tensor:
-    """Multiply float32 rows (..., in) by what `pack_int8` made; the rows become 8-bit, with one scale for all."""
-    out: Tensor = torch.ops.quantized.linear_dynamic(x, packed)
+def fbgemm_linear(x: Tensor, packed: Any, levels: int) -> Tensor:
+    """Multiply float32 rows (..., in) of -1 to 1, taken in steps of 1 / levels, by an 8-bit weight -> (..., out)."""
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    out: Tensor = multiply(x, 1 / levels, levels + 1, packed)
     return out
+
+
+@cache
+def fbgemm_levels() -> int:
+    """127, or 63 on a processor whose products of 8-bit numbers are added up in 16 bits: larger ones overflow."""
+    ones, scale = torch.ones(1, 64), torch.ones(1)
+    packed = pack_fbgemm(torch.full((1, 64), 127, dtype=torch.int8), scale)
+    return 127 if fbgemm_linear(ones, packed, 127).item() == 64 * 127 else 63
+
+
+def pack_onednn_int8(numbers: Tensor) -> Tensor:
+    """The first of what `quantise` made, for `onednn_int8_linear`."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(numbers, [1, numbers.shape[1]])
+    return packed
+
+
+def onednn_int8_linear(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    """`fbgemm_linear` with 127 levels through oneDNN, which knows more instructions: AMX for one."""
+    steps = (x * 127 + 128.5).to(torch.uint8)
+    zeros = torch.zeros_like(scales, dtype=torch.int32)
+    multiply = partial(torch.ops.onednn.qlinear_pointwise, steps, 1 / 127, 128, packed, scales, zeros)
+    out: Tensor = multiply(None, 1.0, 0, torch.float32, "none", [], "")
+    return out
+
+
+def keep_memory(largest: int = 1 << 30) -> None:
+    """Let this process keep freed blocks of up to `largest` bytes for the next batch, where the C library is glibc.
+
+    By itself glibc gives the memory of large tensors back after each use, and more so in other threads than the first.
+    Having it again costs a page fault for every 4 KiB: 8 % of a float32 encoding, 13 % of four at a time.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, largest)):
+            library.mallopt(parameter, value)

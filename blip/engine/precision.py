@@ -1,25 +1,43 @@
-"""Prepare a loaded model for its device: the chosen precision and, on a CPU, packed linear layers."""
+"""Prepare a loaded model for its device: the chosen precision and, on a CPU, the chosen kernels."""
 
+import time
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import nn
 
-from blip.engine import kernels
-from blip.engine.encoders import fold_biases, join_projections
+from blip.engine import kernels, trial
+from blip.engine.encoders import attend_image_by_heads, fold_biases, join_projections
+from blip.engine.kernels import PrecisionError
+from blip.engine.linears import LINEARS, Int8Linear, PackedLinear, SampleLinear
+from blip.engine.trial import Choice
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
 
-class PrecisionError(ValueError):
-    """The precision asked for does not exist on this device; the message is one sentence."""
+def chosen(net: Any, device: torch.device, dtype: str, pinned: str = "") -> Choice | None:
+    """The kernels for models of the dimensions of `net`, which may be on the meta device; None where all are torch's.
+
+    What is not `pinned` is tried, and what is chosen is printed.
+
+    Raises:
+        PrecisionError: a pinned kernel is not known here, or none is right.
+    """
+    if device.type != "cpu" or not kernels.has_onednn():
+        return None
+    began = time.perf_counter()
+    choice = trial.choose(net, dtype, trial.pinned(pinned, dtype))
+    print(f"Kernels: {choice} ({time.perf_counter() - began:.2f} s).", flush=True)
+    return choice
 
 
-def prepare(model: Any, device: torch.device, dtype: str) -> Any:
+def prepare(model: Any, device: torch.device, dtype: str, choice: Choice | None = None) -> Any:
     """Convert a LAVIS model in place and return it.
 
-    On a CPU, int8 applies to the image encoder's linear layers. The text layers, which a batch may pad, are in
-    bfloat16 where the processor has it, else float32.
+    On a CPU it computes with the kernels of `choice`, by default with those that are tried first. int8 applies to the
+    linear layers of the encoders and the decoder; all else is in float32.
 
     Raises:
         PrecisionError: `dtype` is unknown or not available on `device`.
@@ -32,17 +50,27 @@ def prepare(model: Any, device: torch.device, dtype: str) -> Any:
         if hasattr(model, "text_decoder"):
             fold_biases(model.text_decoder.bert)
         return model.to(device, getattr(torch, dtype))
-    if dtype == "int8":
-        values = model.pixel_values
-        model.to(torch.bfloat16 if kernels.has_bfloat16() else torch.float32)
-        model.visual_encoder.float()
-        model.pixel_values = values  # of the encoder's precision
-        _replace_linears(model.visual_encoder, Int8Linear)
-    else:
-        model.to(getattr(torch, dtype))
+    model.to(torch.float32 if dtype == "int8" else getattr(torch, dtype))
+    join_projections(model)
     if kernels.has_onednn():
-        _replace_linears(model, PackedLinear)
+        _choose_kernels(model, dtype, choice or trial.default(dtype))
     return model
+
+
+def _choose_kernels(model: Any, dtype: str, choice: Choice) -> None:
+    vit = model.visual_encoder
+    if choice.image_linear == "bfloat16":
+        vit.bfloat16()
+        model.pixel_values = model.pixel_values.bfloat16()
+    if choice.attention == "heads":
+        vit.attend = partial(attend_image_by_heads, dtype=kernels.attention_dtype(dtype))
+    _replace_linears(vit, choice.image_linear)
+    for name in ("text_encoder", "text_decoder"):
+        if hasattr(model, name):
+            _replace_linears(getattr(model, name), choice.text_linear)
+    if hasattr(model, "text_decoder"):
+        model.text_decoder.cross_dtype = kernels.attention_dtype(dtype)
+    _replace_linears(model, "packed")  # the heads, which are small
 
 
 def check(device: torch.device, dtype: str) -> None:
@@ -81,41 +109,29 @@ def set_arithmetic() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-class PackedLinear(nn.Module):
-    """A Linear with its weight in oneDNN's blocked layout: (..., in) -> (..., out), both of the weight's dtype."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = kernels.pack(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The product with the weight, plus the bias."""
-        return kernels.linear(x, self.weight, self.bias)
-
-
-class Int8Linear(nn.Module):
-    """A Linear with 8-bit weights, one scale per output, and 8-bit inputs with one scale per sample.
-
-    Input (B, N, in), output (B, N, out), both float32. Samples go through one by one: a scale taken over the batch
-    would make a sample's result depend on its neighbours.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach().float()
-        scales = weight.abs().amax(dim=1).clamp(min=1e-8) / 127  # (out,)
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        self.packed = kernels.pack_int8(weight, scales, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The product with the weight, plus the bias."""
-        return torch.stack([kernels.int8_linear(sample, self.packed) for sample in x])
-
-
-def _replace_linears(module: nn.Module, kind: type[PackedLinear] | type[Int8Linear]) -> None:
+def _replace_linears(module: nn.Module, kind: str) -> None:
+    if isinstance(module, (PackedLinear, SampleLinear, Int8Linear)):
+        return
+    if LINEARS[kind] is PackedLinear:
+        _join_gelu(module)
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            setattr(module, name, kind(child))
+            setattr(module, name, LINEARS[kind](child))
         else:
             _replace_linears(child, kind)
+
+
+def _join_gelu(module: Any) -> None:
+    """Let a linear layer compute the GELU that follows it in LAVIS's vit.py or med.py."""
+    for name, after in (("fc1", "act"), ("dense", "intermediate_act_fn"), ("dense", "transform_act_fn")):
+        linear = getattr(module, name, None)
+        if isinstance(linear, nn.Linear) and _is_gelu(getattr(module, after, None)):
+            setattr(module, name, PackedLinear(linear, gelu=True))
+            setattr(module, after, nn.Identity())
+
+
+def _is_gelu(function: Any) -> bool:
+    """Whether it is the exact GELU, of torch or of transformers."""
+    if isinstance(function, nn.GELU):
+        return function.approximate == "none"
+    return getattr(function, "act", None) is F.gelu

@@ -1,6 +1,7 @@
 """The predictor's process and the server's end of the pipe to it."""
 
 import asyncio
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from cog.server.connection import AsyncConnection
 from cog.server.eventtypes import Cancel, Done, Envelope, PredictionInput, PredictionMetric
 from typing_extensions import override
 
+from blip.config import COMPUTING
 from blip.errors import UserError
 from blip.server.extending import overrides, rebind
 from blip.server.inputs import ImageAddress
@@ -41,6 +43,8 @@ class Worker(stock.Worker):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        for name, value in COMPUTING.items():
+            os.environ.setdefault(name, value)  # for the process that is started later
         super().__init__(*args, **options)
         self._sender = ThreadPoolExecutor(1, "sender")
         #: The images of predictions that have not been sent to the process; guarded by Cog's `_predictions_lock`.

@@ -1,31 +1,42 @@
 """A weights bundle -> LAVIS's models on the device."""
 
 import gc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from blip.engine import device_beam, precision
+from blip.engine import device_beam, kernels, precision
 from blip.engine.beam import Search
 from blip.engine.graphs import CudaRecorder
 from blip.engine.model import Model
+from blip.errors import ConfigError
 from blip.lavis import build, fill, make_tokenizer
 from blip.weights.bundle import Bundle, understanding
 
 
 def load_models(
-    bundle: Bundle, device: torch.device, dtype: str, *, max_batch: int = 1, cuda_graphs: bool = False
+    bundle: Bundle,
+    device: torch.device,
+    dtype: str,
+    *,
+    max_batch: int = 1,
+    cuda_graphs: bool = False,
+    pinned: str = "",
 ) -> dict[str, Model]:
     """Build the models of `bundle` on `device` in the precision `dtype`, keyed by task.
 
-    On a GPU, works for batches of up to `max_batch` are captured and proven here, if `cuda_graphs`.
+    On a GPU, works for batches of up to `max_batch` are captured and proven here, if `cuda_graphs`. On a CPU, the
+    kernels that are not `pinned` (see `trial.pinned`) are chosen here.
 
     Raises:
         BundleError: a parameter is not in the bundle, has another shape, or a tensor is not used.
-        PrecisionError: `dtype` is not available on `device`.
+        ConfigError: `dtype` or a pinned kernel is not available on `device`.
     """
-    precision.check(device, dtype)
+    with _refusals():
+        precision.check(device, dtype)
     loaded = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     configs = {task: bundle.config(task) for task in bundle.tasks}
     tokenizers: dict[str, Any] = {}  # those that are the same are made once
@@ -36,19 +47,33 @@ def load_models(
             tokenizers[key] = tokenizers.get(key) or load_tokenizer(bundle, task)
             nets[task] = build(task, config, tokenizers[key])
 
+    with _refusals():
+        choice = precision.chosen(next(iter(nets.values())), device, dtype, pinned)
+
     def load(task: str) -> Model:
         weights = bundle.path / task / "model.safetensors"
         fill(nets[task], bundle.tensors(task), device, loaded, where=f"{weights}")
         config = configs[task]
         search = None if task == "match" else Search.of(config)
-        net = precision.prepare(nets[task], device, dtype)
+        net = precision.prepare(nets[task], device, dtype, choice)
         return Model(net, device, config["image_size"], search, config.get("library", "lavis"))
 
     with ThreadPoolExecutor(2) as pool:  # reading and converting weights keeps one core busy each
         models = dict(zip(configs, pool.map(load, configs), strict=True))
-    if device.type == "cuda" and cuda_graphs:
+    if device.type == "cpu":
+        kernels.keep_memory()  # from now on: what loading needed has gone back
+    elif cuda_graphs:
         models = _with_graphs(models, device, max_batch)
     return models
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Make a refusal of the engine's an error of the settings."""
+    try:
+        yield
+    except kernels.PrecisionError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _with_graphs(models: dict[str, Model], device: torch.device, max_batch: int) -> dict[str, Model]:

@@ -25,8 +25,9 @@ from benchmarks.scenes import run, texts_of
 from blip import engine
 from blip.engine import NonFiniteLogitsError, Search, text
 from blip.engine.generate import ANSWER, CAPTION
+from blip.engine.kernels import PrecisionError
 from blip.engine.model import Model
-from blip.engine.precision import PrecisionError, check, prepare
+from blip.engine.precision import check, prepare
 
 CPU = torch.device("cpu")
 QUESTIONS = [

@@ -9,7 +9,8 @@ import torch
 from benchmarks.random_blip import normalised, random_blip, random_pixels, tokenizer
 from blip import engine
 from blip.engine.encoders import additive, fold_biases, join_projections, normalise
-from blip.engine.precision import PrecisionError, check_bfloat16, prepare, set_arithmetic
+from blip.engine.kernels import PrecisionError
+from blip.engine.precision import check_bfloat16, prepare, set_arithmetic
 
 QUESTIONS = ["what is red ?", "is the big dog on the left of a small red cat ?", "how many ?"]
 

@@ -270,6 +270,23 @@ def test_a_server_that_cannot_be_set_up_ends_with_the_reason(tmp_path: Path) -> 
         assert f"There is no weights bundle at {tmp_path}" in server.log()
 
 
+def test_a_server_says_which_kernels_it_has_and_takes_those_that_are_fixed() -> None:
+    with Server({"BLIP_KERNELS": "image_linear=sample,attention=fused"}) as server:
+        server.wait_for("READY")
+        logs = server.health()["setup"]["logs"]
+        assert "Kernels: image_linear=sample,text_linear=packed,attention=fused (" in logs
+        assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0" in Path(f"/proc/{server.processes[1]}/environ").read_bytes()
+        assert server.predict(input={"image": data_uri(EXAMPLES / "pair.jpg")}).json()["output"] == CAPTION
+
+
+def test_a_kernel_that_does_not_exist_is_setup_failed_with_the_reason() -> None:
+    with Server({"BLIP_KERNELS": "attention=quick"}, ("--await-explicit-shutdown", "true")) as server:
+        wait_until(lambda: server.health()["status"] == "SETUP_FAILED", "SETUP_FAILED")
+        logs = server.health()["setup"]["logs"]
+        assert "BLIP_KERNELS=attention=quick is not possible in float32 here; choose image_linear=packed or" in logs
+        assert "Traceback" not in logs
+
+
 def test_streaming_yields_words_that_join_to_the_sync_answer(server: Server, receiver: Receiver) -> None:
     stub = {"COG_PREDICT_TYPE_STUB": "predict.py:StreamingPredictor", "COG_THROTTLE_RESPONSE_INTERVAL": "0"}
     with Server(stub) as streaming:

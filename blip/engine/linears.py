@@ -1,0 +1,78 @@
+"""Linear layers for a CPU, each on its own kernel and none with a result that depends on the batch.
+
+Each takes (B, ..., in) and gives (B, ..., out).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from blip.engine import kernels
+
+
+class PackedLinear(nn.Module):
+    """Through oneDNN with packed weights; input and output of the weight's dtype. With `gelu`, the exact GELU of it."""
+
+    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight = kernels.pack(linear.weight.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self._gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the weight, plus the bias."""
+        return kernels.linear(x, self.weight, self.bias, gelu=self._gelu)
+
+
+class SampleLinear(nn.Module):
+    """Torch's own, on one sample after the other: in a batch it may add up in another order."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the weight, plus the bias."""
+        return self.linear(x) if len(x) == 1 else torch.cat([self.linear(sample) for sample in x.split(1)])
+
+
+class Int8Linear(nn.Module):
+    """8-bit weights with a scale per output, and 8-bit inputs with a scale per row; in and out are float32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        numbers, scales = kernels.quantise(linear.weight.detach().float())
+        self._pack(numbers, scales)
+        self.bias = torch.zeros(len(scales)) if linear.bias is None else linear.bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the weight, plus the bias."""
+        largest = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)  # (..., 1)
+        return torch.addcmul(self.bias, self._multiply(x / largest), largest)
+
+    def _pack(self, numbers: Tensor, scales: Tensor) -> None:
+        self._packed, self._levels = kernels.pack_fbgemm(numbers, scales), kernels.fbgemm_levels()
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return kernels.fbgemm_linear(x, self._packed, self._levels)
+
+
+class OneDnnInt8Linear(Int8Linear):
+    """The same through oneDNN."""
+
+    def _pack(self, numbers: Tensor, scales: Tensor) -> None:
+        self._packed, self._scales = kernels.pack_onednn_int8(numbers), scales
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return kernels.onednn_int8_linear(x, self._packed, self._scales)
+
+
+#: By the names of `blip.engine.trial`; "bfloat16" in a model that is in 8 bits elsewhere.
+LINEARS: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    "packed": PackedLinear,
+    "sample": SampleLinear,
+    "bfloat16": PackedLinear,
+    "fbgemm": Int8Linear,
+    "onednn": OneDnnInt8Linear,
+}

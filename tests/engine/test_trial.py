@@ -1,0 +1,199 @@
+"""Kernels chosen by trying them: what may be chosen is right in every batch, and what is wrong is not chosen."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.random_blip import SMALL, random_blip, random_pixels, tokenizer
+from blip import engine
+from blip.engine import kernels, trial
+from blip.engine.encoders import additive, attend
+from blip.engine.kernels import PrecisionError
+from blip.engine.linears import LINEARS
+from blip.engine.model import Model
+from blip.engine.precision import check, prepare
+from blip.engine.trial import Choice
+from blip.tasks import Captioning
+from tests.engine.test_generate import QUESTIONS, answers, captions, lavis_answers, lavis_captions, lavis_matches
+
+CPU = torch.device("cpu")
+
+
+def choices(dtype: str) -> list[Choice]:
+    """Each kernel of a precision that this processor has, beside the first of the others."""
+    try:
+        check(CPU, dtype)
+    except PrecisionError:
+        return []
+    first, works = trial.default(dtype), trial.possible(dtype)
+    others = [replace(first, **{work: name}) for work, names in works.items() for name in names[1:]]
+    return [first, *others]
+
+
+EVERY = [(dtype, choice) for dtype in trial.KERNELS for choice in choices(dtype)]
+NAMES = [f"{dtype},{choice}" for dtype, choice in EVERY]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tokenizer(tmp_path_factory.mktemp("vocabulary"))
+
+
+def build(words: Any, task: str, dtype: str, choice: Choice) -> Any:
+    config = {**SMALL, "gain": 1.5} if task == "match" else SMALL
+    return prepare(random_blip(task, 1, words, config, end=2.0), CPU, dtype, choice)
+
+
+@pytest.mark.parametrize(("dtype", "choice"), EVERY, ids=NAMES)
+def test_no_kernel_makes_a_result_depend_on_its_batch(words: Any, dtype: str, choice: Choice) -> None:
+    pixels = random_pixels(5, 1)
+    captioner, answerer, matcher = (build(words, task, dtype, choice) for task in ("caption", "answer", "match"))
+    together = zip(
+        engine.caption(captioner, pixels),
+        engine.answer(answerer, pixels, QUESTIONS[:5]),
+        engine.match(matcher, pixels, QUESTIONS[:5]),
+        strict=True,
+    )
+    for i, found in enumerate(together):
+        one, text = pixels[i : i + 1], QUESTIONS[i : i + 1]
+        alone = engine.caption(captioner, one) + engine.answer(answerer, one, text) + engine.match(matcher, one, text)
+        assert tuple(alone) == found
+
+
+@pytest.mark.parametrize("choice", choices("float32"), ids=str)
+def test_float32_gives_what_lavis_gives_with_every_kernel(words: Any, choice: Choice) -> None:
+    pixels = random_pixels(4, 1)
+    exact = {task: random_blip(task, 1, words, SMALL, end=2.0) for task in ("caption", "answer")}
+    expected = lavis_captions(exact["caption"], pixels), lavis_answers(exact["answer"], pixels, QUESTIONS[:4])
+    captioner, answerer = (prepare(net, CPU, "float32", choice) for net in exact.values())
+    assert (captions(captioner, pixels), answers(answerer, pixels, QUESTIONS[:4])) == expected
+    net = random_blip("match", 1, words, {**SMALL, "gain": 1.5})
+    scores = lavis_matches(net, pixels, QUESTIONS[:4])
+    found = engine.match(prepare(net, CPU, "float32", choice), pixels, QUESTIONS[:4])
+    for one, reference in zip(found, scores, strict=True):
+        assert one == pytest.approx(reference, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_rows_of_the_full_width_are_the_same_in_every_batch(name: str) -> None:
+    if name not in {one for names in trial.possible("int8").values() for one in names} | {"packed", "sample"}:
+        pytest.skip(f"this processor has no {name}")
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+    layer = LINEARS[name](nn.Linear(768, 768, dtype=dtype).requires_grad_(False))
+    for rows in (3, 577):
+        x = torch.randn(16, rows, 768, dtype=dtype)
+        alone = layer(x[4:5])
+        for batch in (5, 8, 16):
+            assert layer(x[:batch])[4:5].equal(alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("queries", "states"), [(3, 577), (3, 80), (5, 901), (14, 901), (14, 14)])
+def test_few_queries_attend_the_same_in_every_batch(dtype: torch.dtype, queries: int, states: int) -> None:
+    torch.manual_seed(0)
+    q, kv = torch.randn(16, 12, queries, 64, dtype=dtype), torch.randn(2, 16, 12, states, 64, dtype=dtype)
+    mask = additive(torch.rand(16, 1, queries, states) < 0.7, dtype)
+    alone = attend(q[4:5], kv[:, 4:5], mask[4:5])
+    for batch in (5, 8, 16):
+        assert attend(q[:batch], kv[:, :batch], mask[:batch])[4:5].equal(alone)
+
+
+def test_a_short_try_ends_a_search_early_and_needs_all_that_a_long_one_does(words: Any) -> None:
+    net = random_blip("caption", 1, words, SMALL)
+    task = Captioning(Model(net, CPU, SMALL["image_size"], engine.Search(num_beams=3, min_length=10, max_length=30)))
+    (tried,) = task.run([task.example()])
+    whole, again = task.run([replace(task.example(), tokens=None), task.example()])
+    assert isinstance(tried, engine.Tokens)
+    assert isinstance(whole, engine.Tokens)
+    assert whole == again
+    assert whole.whole
+    assert not tried.whole
+    assert task.say(whole).startswith(task.say(tried))
+
+
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def mean_of_batch(x: Tensor) -> Tensor:
+    return 2 * x + 1e-7 * len(x)
+
+
+def failing(x: Tensor) -> Tensor:
+    raise RuntimeError(f"could not create a primitive\nfor {x.shape}")
+
+
+def slow(x: Tensor) -> Tensor:
+    time.sleep(0.05)
+    return 2 * x
+
+
+X = torch.ones(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda x: 2.001 * x, "its result is off by 5.0e-04"),
+        (lambda x: x * float("nan"), "its result is off by nan"),
+        (mean_of_batch, "its result depends on the batch"),
+        (failing, "could not create a primitive"),
+    ],
+)
+def test_a_kernel_that_is_wrong_here_is_not_chosen(wrong: Any, reason: str, capsys: Any) -> None:
+    assert trial.fastest("attention", {"new": wrong, "old": slow}, X, 2 * X, 1e-5) == "old"
+    assert capsys.readouterr().out == f"attention=new is not used on this processor: {reason}.\n"
+    with pytest.raises(PrecisionError, match="No kernel computes attention right on this processor; set another"):
+        trial.fastest("attention", {"new": wrong}, X, 2 * X, 1e-5)
+
+
+def test_another_kernel_is_chosen_only_if_it_is_clearly_faster() -> None:
+    assert trial.fastest("attention", {"old": slow, "new": double}, X, 2 * X, 1e-5) == "new"
+    assert trial.fastest("attention", {"old": double, "new": slow}, X, 2 * X, 1e-5) == "old"
+    assert trial.fastest("attention", {"old": double, "new": lambda x: x + x}, X, 2 * X, 1e-5) == "old"
+
+
+@pytest.mark.parametrize("dtype", trial.KERNELS)
+def test_what_is_chosen_is_one_of_the_kernels_and_what_is_fixed_stays(words: Any, dtype: str) -> None:
+    possible = choices(dtype)
+    if not possible:
+        pytest.skip(f"this processor has no {dtype}")
+    net = random_blip("answer", 1, words, SMALL)
+    known = trial.possible(dtype)
+    found = trial.choose(net, dtype, {})
+    assert all(getattr(found, work) in names for work, names in known.items())
+    for choice in possible:
+        assert trial.choose(net, dtype, trial.pinned(str(choice), dtype)) == choice
+
+
+@pytest.mark.parametrize("text", ["attention=quick", "attention", "image=packed", "text_linear=sample"])
+def test_a_kernel_that_does_not_exist_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(PrecisionError) as refusal:
+        trial.pinned(text, "float32")
+    assert str(refusal.value) == (
+        f"BLIP_KERNELS={text} is not possible in float32 here; choose image_linear=packed or image_linear=sample or "
+        "text_linear=packed or attention=heads or attention=fused."
+    )
+
+
+def test_sums_of_8_bit_products_do_not_overflow() -> None:
+    if not kernels.has_int8():
+        pytest.skip("this processor has no int8")
+    numbers = torch.full((1, 768), 127, dtype=torch.int8)
+    packed, levels = kernels.pack_fbgemm(numbers, torch.ones(1)), kernels.fbgemm_levels()
+    assert kernels.fbgemm_linear(torch.ones(1, 768), packed, levels).item() == pytest.approx(768 * 127, rel=1e-6)
+
+
+def test_rows_of_zeros_and_of_tiny_numbers_are_multiplied_in_8_bits() -> None:
+    if not kernels.has_int8():
+        pytest.skip("this processor has no int8")
+    linear = nn.Linear(8, 4).requires_grad_(False)
+    layer = LINEARS["fbgemm"](linear)
+    x = torch.stack([torch.zeros(8), torch.full((8,), 1e-42), torch.full((8,), 1e30)])[None]
+    assert torch.isfinite(layer(x)).all()
+    assert layer(x)[0, 0].equal(linear.bias)
