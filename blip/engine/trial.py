@@ -88,7 +88,7 @@ def pinned(text: str, dtype: str) -> dict[str, str]:
 
 @torch.inference_mode()
 def choose(net: Any, dtype: str, fixed: Mapping[str, str]) -> Choice:
-    """Try every kernel that is not `fixed` on the shapes of a LAVIS model, whose weights are not read.
+    """Try the kernels on the shapes of a LAVIS model, whose weights are not read; a `fixed` one only proves right.
 
     Raises:
         PrecisionError: for some work no kernel computes right.
@@ -101,13 +101,13 @@ def choose(net: Any, dtype: str, fixed: Mapping[str, str]) -> Choice:
         "text_linear": partial(_linears, dtype, 3, dense.in_features, dense.out_features),
         "attention": partial(_attentions, dtype, states, block.attn.num_heads, block.mlp.fc1.in_features),
     }
-    found, threads = dict(fixed), torch.get_num_threads()
+    found, threads = {}, torch.get_num_threads()
     kernels.keep_memory()  # as it will be
     torch.set_num_threads(1)  # the bundle is being verified beside it
     try:
         for work, names in possible(dtype).items():
-            if work not in fixed:
-                found[work] = names[0] if len(names) == 1 else fastest(work, *works[work](names), BOUNDS[dtype])
+            tried = (fixed[work],) if work in fixed else names
+            found[work] = fastest(work, *works[work](tried), BOUNDS[dtype])
     finally:
         torch.set_num_threads(threads)
         kernels.keep_memory(LOADING)
