@@ -1,5 +1,6 @@
 """Contenders on the same task, a run each in turn."""
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ class Contender(Responder):
     """A running benchmarks/contender.py, in the environment of the interpreter `python`."""
 
     def __init__(self, python: Path, name: str, tasks: Sequence[str], *, small: bool = False) -> None:
-        environment = COMPUTING if name in DTYPES else {}  # ours as it is served
+        environment = {**COMPUTING, **os.environ} if name in DTYPES else {}  # ours as it is served
         super().__init__(python, ["benchmarks.contender", *(["--small"] if small else []), name, *tasks], environment)
         self.name = name
         self.runs: list[dict[str, Any]] = []

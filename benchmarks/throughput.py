@@ -25,6 +25,7 @@ from blip.config import DEMO
 
 IMAGE = EXAMPLES / "pair.jpg"
 SLOTS = 64  # of our server in this benchmark
+SECONDS = 60.0
 CLIENTS = [1, 8, SLOTS, 2 * SLOTS]
 INPUTS: dict[str, dict[str, str]] = {
     "caption": {"task": "image_captioning"},
@@ -178,7 +179,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench throughput", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="a bundle with full-size weights")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long new requests are made in each cell")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long new requests are made in each cell")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--dtype", help="BLIP_DTYPE of our server")
@@ -210,7 +211,8 @@ def main(argv: Sequence[str]) -> None:
         "cores": os.cpu_count(),
         "dtype": arguments.dtype or "default",
     }
-    whole = not arguments.quick and (arguments.clients, arguments.workloads) == (CLIENTS, list(WORKLOADS))
+    cells = arguments.clients, arguments.workloads, arguments.seconds
+    whole = not arguments.quick and arguments.dtype is None and cells == (CLIENTS, list(WORKLOADS), SECONDS)
     device = "cpu" if compared["device_memory_mib"] is None else "cuda"
     finish({**about, **compared}, of_processor(f"throughput-{device}", about) if whole else None)
 

@@ -186,13 +186,15 @@ def _joined(*linears: nn.Linear) -> nn.Linear:
 def attend(q: Tensor, kv: KeysValues, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v with the heads joined again: q (B, H, T, d) -> (B, T, H*d), computed in k's dtype.
 
-    Torch's fused kernel is slower on a CPU for few queries, and in float32 its results depend on the batch.
+    For few queries torch's fused kernel is slower on a CPU, and in float32 its results depend on the batch. So do plain
+    products of what is not contiguous: only in a batch it is copied.
     """
     k, v = kv
     assert q.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2], (q.shape, k.shape)
     if q.device.type != "cpu":
         return _joined_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
-    scores = q.to(k.dtype) * q.shape[-1] ** -0.5 @ k.mT  # (B, H, T, S)
+    k, v = k.contiguous(), v.contiguous()
+    scores = (q.to(k.dtype) * q.shape[-1] ** -0.5).contiguous() @ k.mT  # (B, H, T, S)
     if is_causal:
         mask = additive(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), k.dtype)
     if mask is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+_MOST_OF_OLDER = 32 << 20  # bytes; what glibc's manual says is the largest threshold
 
 
 class PrecisionError(ValueError):
@@ -120,5 +121,7 @@ def keep_memory(largest: int = 1 << 30) -> None:
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
-        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, largest)):
-            library.mallopt(parameter, value)
+        library.mallopt(_ARENA_MAX, 1)
+        library.mallopt(_TRIM_THRESHOLD, largest)
+        if not library.mallopt(_MMAP_THRESHOLD, largest):
+            library.mallopt(_MMAP_THRESHOLD, min(largest, _MOST_OF_OLDER))

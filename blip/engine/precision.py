@@ -82,7 +82,7 @@ def check(device: torch.device, dtype: str) -> None:
             raise PrecisionError("float16 is not supported on a CPU; choose bfloat16, int8 or float32.")
         if dtype == "bfloat16" and not kernels.has_bfloat16():
             raise PrecisionError("This processor has no bfloat16 instructions; choose int8 or float32.")
-        if dtype == "int8" and not kernels.has_int8():
+        if dtype == "int8" and not (kernels.has_int8() and kernels.has_onednn()):
             raise PrecisionError("This processor has no int8 kernels in PyTorch; choose float32.")
     elif dtype == "int8":
         raise PrecisionError("int8 is for CPUs; on a GPU choose float16, bfloat16 or float32.")

@@ -29,9 +29,10 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
 BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 3e-2}
 ROUNDS = 2
 #: By what share, and by how many seconds, another kernel must be faster than the first: less may be chance.
-LEAST_SHARE, LEAST_SECONDS = 0.1, 2e-4
+LEAST_SHARE, LEAST_SECONDS = 0.1, 2e-5
+TIMED = 1e-3  # seconds at least that a kernel is timed for
 HOPELESS = 1.5  # times the best; such a kernel is timed once
-PROVEN = 64  # rows of each sample that are compared with the plain path, and with the sample alone
+PROVEN = 64  # rows of each sample that are compared with the plain path
 LOADING = 32 << 20  # bytes of blocks that are kept while weights are loaded, as glibc does it by itself
 
 Kernel = Callable[[Tensor], Tensor]
@@ -88,7 +89,7 @@ def pinned(text: str, dtype: str) -> dict[str, str]:
 
 @torch.inference_mode()
 def choose(net: Any, dtype: str, fixed: Mapping[str, str]) -> Choice:
-    """Try the kernels on the shapes of a LAVIS model, whose weights are not read; a `fixed` one only proves right.
+    """Try the kernels on the shapes of one LAVIS model, whose weights are not read; a `fixed` one only proves right.
 
     Raises:
         PrecisionError: for some work no kernel computes right.
@@ -101,15 +102,13 @@ def choose(net: Any, dtype: str, fixed: Mapping[str, str]) -> Choice:
         "text_linear": partial(_linears, dtype, 3, dense.in_features, dense.out_features),
         "attention": partial(_attentions, dtype, states, block.attn.num_heads, block.mlp.fc1.in_features),
     }
-    found, threads = {}, torch.get_num_threads()
+    found = {}
     kernels.keep_memory()  # as it will be
-    torch.set_num_threads(1)  # the bundle is being verified beside it
     try:
         for work, names in possible(dtype).items():
             tried = (fixed[work],) if work in fixed else names
             found[work] = fastest(work, *works[work](tried), BOUNDS[dtype])
     finally:
-        torch.set_num_threads(threads)
         kernels.keep_memory(LOADING)
     return Choice(**found)
 
@@ -127,15 +126,24 @@ def fastest(work: str, candidates: Mapping[str, Kernel], x: Tensor, plain: Tenso
     Raises:
         PrecisionError: none is right.
     """
-    seconds = {}
+    right = {}
     for name, kernel in candidates.items():
-        if fault := _fault(kernel, x[:, :PROVEN], plain, bound):
+        if fault := _fault(kernel, x, plain, bound):
             print(f"{work}={name} is not used on this processor: {fault}.", flush=True)
         else:
-            kernel(x[:1])  # which makes it ready for the shape
-            seconds[name] = _seconds(kernel, x)
-    if not seconds:
+            right[name] = kernel
+    if not right:
         raise PrecisionError(f"No kernel computes {work} right on this processor; set another BLIP_DTYPE.")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the bundle is being verified beside it
+    try:
+        return _fastest(right, x[:1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fastest(candidates: Mapping[str, Kernel], x: Tensor) -> str:
+    seconds = {name: _seconds(kernel, x) for name, kernel in candidates.items()}
     close = [name for name in seconds if seconds[name] < HOPELESS * min(seconds.values())]
     for _ in range(ROUNDS if len(close) > 1 else 0):
         for name in close:
@@ -146,23 +154,23 @@ def fastest(work: str, candidates: Mapping[str, Kernel], x: Tensor, plain: Tenso
 
 
 def _seconds(kernel: Kernel, x: Tensor) -> float:
-    """How long one sample takes."""
-    began = time.perf_counter()
-    kernel(x[:1])
-    return time.perf_counter() - began
+    calls, began, passed = 0, time.perf_counter(), 0.0
+    while passed < TIMED:
+        kernel(x)
+        calls, passed = calls + 1, time.perf_counter() - began
+    return passed / calls
 
 
 def _fault(kernel: Kernel, x: Tensor, plain: Tensor, bound: float) -> str:
     """What is wrong with a kernel, or ""."""
     try:
-        found = kernel(x)
-        alone = kernel(x[:1])
+        off = ((kernel(x[:, :PROVEN]).float() - plain).norm() / plain.norm()).item()
+        is_same = kernel(x[:1]).equal(kernel(x)[:1])
     except RuntimeError as error:
         return str(error).splitlines()[0]
-    off = ((found.float() - plain).norm() / plain.norm()).item()
     if not off <= bound:
         return f"its result is off by {off:.1e}"
-    return "" if alone.equal(found[:1]) else "its result depends on the batch"
+    return "" if is_same else "its result depends on the batch"
 
 
 def _linears(

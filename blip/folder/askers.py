@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import requests
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from blip.config import Settings
 from blip.errors import UserError
@@ -93,13 +94,14 @@ class Remote(Asker):
     async def ask(self, picture: Path, question: Question) -> Row:
         """Ask whichever server is free, and another where it fails.
 
-        A failure counts against the picture where the server had answered until then, or says that it is its own (500).
-        So a dead server costs no picture anything, and a picture that ends servers does not end them for ever.
+        A failure counts against the picture where the server had answered until then, or says that it is its own (500),
+        or was asked about nothing else and hung up. So a dead server costs no picture anything, and a picture that ends
+        servers does not end them for ever.
         """
         loop, tries = asyncio.get_running_loop(), 0
         while True:
             line = await self._next_line()
-            server, pause = line.server, 0.0
+            server, pause, is_up = line.server, 0.0, False
             trouble: str | None = None
             try:
                 answer = await loop.run_in_executor(self._threads, line.post, picture, question)
@@ -107,22 +109,23 @@ class Remote(Asker):
                     trouble, self._answered = "", time.monotonic()
                     if answer.status_code not in BUSY:
                         return question.row(output_of(answer.status_code, answer.text))
-                    pause = float(answer.headers.get("Retry-After", FIRST_PAUSE))
+                    pause = pause_of(answer)
                     continue
                 trouble = f"the server answered {answer.status_code}: {answer.text[:200]}"
-                tries += answer.status_code == ITS_OWN or server.answers
+                is_up = answer.status_code == ITS_OWN
+                tries += is_up or server.has_answered
             except requests.RequestException as error:
                 trouble = f"no server answered ({type(error).__name__})"
-                tries += server.answers
+                tries += server.has_answered or (server.asks_only(line) and was_reached(error))
             except OSError as error:
                 raise UserError(error.strerror or str(error)) from error
             finally:
-                server.take_back(line, pause, trouble)
+                server.take_back(line, pause, trouble, is_up=is_up)
+            if tries == TRIES:
+                raise UserError(f"{trouble}; see that server's log.")
             if time.monotonic() - self._answered > PATIENCE:
                 self._over = f"No server has answered for {PATIENCE:g} s; {server.url} last: {trouble}."
                 self._free.put_nowait(line)
-            elif tries == TRIES:
-                raise UserError(f"{trouble}; see that server's log.")
 
     async def _next_line(self) -> "_Line":
         while True:
@@ -146,26 +149,34 @@ class _Server:
     Attributes:
         free: the lines of all servers that may ask.
         waiting: its lines, while it fails.
+        answers: whether it is asked as often as it can be.
+        has_answered: whether it did, after its last failure.
     """
 
     url: str
     free: "asyncio.Queue[_Line]"
     waiting: "list[_Line]" = field(default_factory=list)
     answers: bool = True
-    _pause: float = FIRST_PAUSE
+    has_answered: bool = False
+    _pause: float = FIRST_PAUSE / 2
     _first: "_Line | None" = None  # the line that asks while the others wait
     _next: asyncio.TimerHandle | None = None
 
     def may_ask(self, line: "_Line") -> bool:
         return self.answers or line is self._first
 
-    def take_back(self, line: "_Line", pause: float, trouble: str | None) -> None:
+    def asks_only(self, line: "_Line") -> bool:
+        """Whether the others wait for what this one hears."""
+        return not self.answers and line is self._first
+
+    def take_back(self, line: "_Line", pause: float, trouble: str | None, *, is_up: bool) -> None:
         """Have a line back that may ask again after `pause` seconds.
 
         Args:
             line: the line.
             pause: seconds.
             trouble: how the server failed, "" where it answered, None where it was not asked.
+            is_up: whether it failed by an answer of its own; then it is asked again soon.
         """
         if trouble is None:
             self.free.put_nowait(line)
@@ -175,14 +186,14 @@ class _Server:
         else:
             self.waiting.append(line)
             if self.may_ask(line):  # what had been asked before the first failure says nothing new
-                self._fail(trouble)
+                self._fail(trouble, is_up=is_up)
 
-    def _fail(self, trouble: str) -> None:
+    def _fail(self, trouble: str, *, is_up: bool) -> None:
         if self.answers:
             print(f"{self.url} is left alone and tried again later: {trouble}.", file=sys.stderr)
-        self.answers, self._first = False, None
+        self.answers, self.has_answered, self._first = False, False, None
+        self._pause = FIRST_PAUSE if is_up else min(2 * self._pause, LONGEST_PAUSE)
         self._next = asyncio.get_running_loop().call_later(self._pause, self._try_again)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _try_again(self) -> None:
         self._first = self.waiting.pop()
@@ -191,10 +202,24 @@ class _Server:
     def _recover(self) -> None:
         if self._next:
             self._next.cancel()
-        self.answers, self._pause = True, FIRST_PAUSE
+        self.answers, self.has_answered, self._pause = True, True, FIRST_PAUSE / 2
         for line in self.waiting:
             self.free.put_nowait(line)
         self.waiting.clear()
+
+
+def was_reached(error: requests.RequestException) -> bool:
+    """Whether there was a connection before it failed."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return not isinstance(reason, (NewConnectionError, ConnectTimeoutError))
+
+
+def pause_of(answer: requests.Response) -> float:
+    """The seconds after which a busy server wants to be asked again; it may also give a date."""
+    try:
+        return max(0.0, float(answer.headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return FIRST_PAUSE
 
 
 class _Line:

@@ -29,7 +29,7 @@ def load_models(
     """Build the models of `bundle` on `device` in the precision `dtype`, keyed by task.
 
     On a GPU, works for batches of up to `max_batch` are captured and proven here, if `cuda_graphs`. On a CPU, the
-    kernels that are not `pinned` (see `trial.pinned`) are chosen here.
+    kernels that are not `pinned` (see `trial.pinned`) are chosen here, on the first model's shapes for all.
 
     Raises:
         BundleError: a parameter is not in the bundle, has another shape, or a tensor is not used.

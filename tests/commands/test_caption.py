@@ -131,14 +131,27 @@ def test_servers_that_are_down_cost_no_picture(server: Server, folder: Path) -> 
     assert all(ended.stderr.count(f"{url} {told}\n") == 1 for url in down)
 
 
+def test_a_picture_alone_finds_the_one_server_that_answers(server: Server, tmp_path: Path) -> None:
+    picture = Path(shutil.copy(EXAMPLES / "pair.jpg", tmp_path))
+    with contextlib.ExitStack() as ports:
+        down = [f"http://127.0.0.1:{ports.enter_context(refusing_port())}" for _ in range(6)]
+        ended = caption(picture, *(word for url in [*down, server.url] for word in ("--url", url)))
+    assert (ended.returncode, texts(tmp_path)) == (0, [PAIR]), ended.stderr
+
+
 @contextmanager
 def gateway(server: Server, status_of: Callable[[bytes], int]) -> Iterator[str]:
-    """A gateway that passes a request on where `status_of` its body is 200, and else answers so itself; its URL."""
+    """A gateway that passes a request on where `status_of` its body is 200, and else answers so itself; its URL.
+
+    It hangs up where that is 0.
+    """
 
     class Gateway(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status, text = status_of(body), b"upstream"
+            if status == 0:
+                return
             if status == 200:
                 kind = {"Content-Type": self.headers["Content-Type"]}
                 answer = requests.post(f"{server.url}{self.path}", data=body, headers=kind, timeout=DEADLINE)
@@ -177,6 +190,19 @@ def test_a_picture_at_which_a_server_fails_is_listed_and_the_others_are_done(ser
     assert [Path(name).name for name, _, _ in failed] == ["04.png", "05.jpg", "07.jpg"]
     assert failed[1][2] == "the server answered 500: upstream; see that server's log."
     assert len(texts(folder)) == 17
+
+
+def test_pictures_at_which_a_server_fails_are_listed_though_no_others_are_left(server: Server, tmp_path: Path) -> None:
+    for status, sentence in ((500, "the server answered 500: upstream"), (0, "no server answered (ConnectionError)")):
+        for name in ("a.jpg", "b.jpg"):
+            shutil.copy(EXAMPLES / "pair.jpg", tmp_path / name)
+        pictures = sorted(tmp_path.glob("*.jpg"))[: 2 if status else 1]
+        with gateway(server, lambda _: status) as url:  # noqa: B023
+            ended = caption(*pictures, "--url", url)
+        assert ended.returncode == 1
+        assert ended.stderr.splitlines()[-len(pictures) :] == [
+            f"{picture}: {sentence}; see that server's log." for picture in pictures
+        ]
 
 
 def test_a_busy_server_is_asked_again(folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.random_blip import SMALL, random_blip, random_pixels, tokenizer
 from blip import engine
 from blip.engine import kernels, trial
-from blip.engine.encoders import additive, attend
+from blip.engine.encoders import additive, attend, attend_image, attend_image_by_heads
 from blip.engine.kernels import PrecisionError
 from blip.engine.linears import LINEARS
 from blip.engine.model import Model
@@ -93,14 +93,32 @@ def test_rows_of_the_full_width_are_the_same_in_every_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("queries", "states"), [(3, 577), (3, 80), (5, 901), (14, 901), (14, 14)])
+@pytest.mark.parametrize(("queries", "states"), [(3, 577), (3, 80), (5, 901), (14, 901), (14, 14), (4, 4)])
 def test_few_queries_attend_the_same_in_every_batch(dtype: torch.dtype, queries: int, states: int) -> None:
     torch.manual_seed(0)
-    q, kv = torch.randn(16, 12, queries, 64, dtype=dtype), torch.randn(2, 16, 12, states, 64, dtype=dtype)
+    q = torch.randn(16, queries, 12, 64, dtype=dtype).transpose(1, 2)
+    kv = torch.randn(16, states, 2, 12, 64, dtype=dtype).permute(2, 0, 3, 1, 4)  # as a layer's rows are split
     mask = additive(torch.rand(16, 1, queries, states) < 0.7, dtype)
     alone = attend(q[4:5], kv[:, 4:5], mask[4:5])
     for batch in (5, 8, 16):
         assert attend(q[:batch], kv[:, :batch], mask[:batch])[4:5].equal(alone)
+
+
+@pytest.mark.parametrize("queries", [3, 4, 5, 8, 10, 16])
+def test_a_prompt_attends_to_itself_the_same_in_every_batch(queries: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(16, queries, 3, 12, 64).permute(2, 0, 3, 1, 4)
+    alone = attend(q[1:2], (k[1:2], v[1:2]), is_causal=True)
+    for batch in (2, 3, 8, 16):
+        assert attend(q[:batch], (k[:batch], v[:batch]), is_causal=True)[1:2].equal(alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attend_states", [attend_image, attend_image_by_heads])
+def test_the_states_of_an_image_attend_the_same_in_every_batch(attend_states: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 577, 3, 12, 64, dtype=dtype).permute(2, 0, 3, 1, 4)
+    assert attend_states(q, k, v)[1:2].equal(attend_states(q[1:2], k[1:2], v[1:2]))
 
 
 def test_a_short_try_ends_a_search_early_and_needs_all_that_a_long_one_does(words: Any) -> None:
