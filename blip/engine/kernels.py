@@ -98,17 +98,16 @@ def fbgemm_levels() -> int:
     return 127 if fbgemm_linear(ones, packed, 127).item() == 64 * 127 else 63
 
 
-def pack_onednn_int8(numbers: Tensor) -> Tensor:
-    """The first of what `quantise` made, for `onednn_int8_linear`."""
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(numbers, [1, numbers.shape[1]])
-    return packed
+def pack_onednn_int8(numbers: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `quantise` made, for `onednn_int8_linear`: the weight, its scales and its zeros."""
+    packed = torch.ops.onednn.qlinear_prepack(numbers, [1, numbers.shape[1]])
+    return packed, scales, torch.zeros_like(scales, dtype=torch.int32)
 
 
-def onednn_int8_linear(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+def onednn_int8_linear(x: Tensor, packed: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """`fbgemm_linear` with 127 levels through oneDNN, which knows more instructions: AMX for one."""
     steps = (x * 127 + 128.5).to(torch.uint8)
-    zeros = torch.zeros_like(scales, dtype=torch.int32)
-    multiply = partial(torch.ops.onednn.qlinear_pointwise, steps, 1 / 127, 128, packed, scales, zeros)
+    multiply = partial(torch.ops.onednn.qlinear_pointwise, steps, 1 / 127, 128, *packed)
     out: Tensor = multiply(None, 1.0, 0, torch.float32, "none", [], "")
     return out
 

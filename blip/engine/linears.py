@@ -62,10 +62,10 @@ class OneDnnInt8Linear(Int8Linear):
     """The same through oneDNN."""
 
     def _pack(self, numbers: Tensor, scales: Tensor) -> None:
-        self._packed, self._scales = kernels.pack_onednn_int8(numbers), scales
+        self._packed = kernels.pack_onednn_int8(numbers, scales)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        return kernels.onednn_int8_linear(x, self._packed, self._scales)
+        return kernels.onednn_int8_linear(x, self._packed)
 
 
 #: By the names of `blip.engine.trial`; "bfloat16" in a model that is in 8 bits elsewhere.

@@ -1,7 +1,6 @@
 """Prepare a loaded model for its device: the chosen precision and, on a CPU, the chosen kernels."""
 
 import time
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from blip.engine import kernels, trial
-from blip.engine.encoders import attend_image_by_heads, fold_biases, join_projections
+from blip.engine.encoders import fold_biases, join_projections
 from blip.engine.kernels import PrecisionError
 from blip.engine.linears import LINEARS, Int8Linear, PackedLinear, SampleLinear
 from blip.engine.trial import Choice
@@ -62,8 +61,7 @@ def _choose_kernels(model: Any, dtype: str, choice: Choice) -> None:
     if choice.image_linear == "bfloat16":
         vit.bfloat16()
         model.pixel_values = model.pixel_values.bfloat16()
-    if choice.attention == "heads":
-        vit.attend = partial(attend_image_by_heads, dtype=kernels.attention_dtype(dtype))
+    vit.attend = trial.attention(choice.attention, dtype)
     _replace_linears(vit, choice.image_linear)
     for name in ("text_encoder", "text_decoder"):
         if hasattr(model, name):

@@ -61,6 +61,13 @@ def default(dtype: str) -> Choice:
     return Choice(**{work: names[0] for work, names in KERNELS[dtype].items()})
 
 
+def attention(name: str, dtype: str) -> Callable[..., Tensor]:
+    """A kernel for attention among the states of an image, called as `attend_image` is."""
+    if name == "heads":
+        return partial(attend_image_by_heads, dtype=kernels.attention_dtype(dtype))
+    return attend_image
+
+
 def possible(dtype: str) -> dict[str, tuple[str, ...]]:
     """Those of KERNELS that this processor has."""
     missing = set()
@@ -198,13 +205,10 @@ def _attentions(
     shape = (2, states, 3, heads, width // heads)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     given = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    known: dict[str, Callable[..., Tensor]] = {
-        "heads": partial(attend_image_by_heads, dtype=kernels.attention_dtype(dtype)),
-        "fused": attend_image,
-    }
 
     def attend(name: str) -> Kernel:
-        return lambda part: known[name](*part.to(given).permute(2, 0, 3, 1, 4))
+        kernel = attention(name, dtype)
+        return lambda part: kernel(*part.to(given).permute(2, 0, 3, 1, 4))
 
     q, k, v = x[:, :PROVEN].permute(2, 0, 3, 1, 4)
     plain = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v  # (2, H, PROVEN, d)
