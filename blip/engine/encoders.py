@@ -4,6 +4,8 @@ The modules and weights are LAVIS's own, as in evaluation mode: dropout is left 
 Shapes: B samples, N image states, L text tokens, C channels, H heads of d channels.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip.engine import kernels
+from blip.engine.absorbed import AbsorbedAttention
 
 #: A LAVIS module or part of one; a type checker does not know the attributes of an nn.Module.
 Module = Any
 #: Keys and values: two of (B, H, S, d), or one of (2, B, H, S, d).
 KeysValues = tuple[Tensor, Tensor] | Tensor
+#: Attention of queries (B, H, T, d) to states that it knows -> (B, T, H*d).
+AttendStates = Callable[[Tensor], Tensor]
 
 
 def normalise(values: Tensor, pixels: Tensor) -> Tensor:
@@ -30,7 +35,8 @@ def encode_image(vit: Module, pixels: Tensor) -> Tensor:
     """The states of `VisionTransformerEncoder.forward_features`.
 
     Args:
-        vit: LAVIS's VisionTransformerEncoder; its `attend`, if it has one, takes the place of `attend_image`.
+        vit: LAVIS's VisionTransformerEncoder. Its `attend`, if it has one, takes the place of `attend_image`; its
+            `rows`, if it has them, are how many states at a time its linear layers are quick with.
         pixels: (B, 3, S, S), normalised as LAVIS's image processor does; any floating dtype.
 
     Returns:
@@ -40,13 +46,13 @@ def encode_image(vit: Module, pixels: Tensor) -> Tensor:
     x = vit.patch_embed(pixels.to(vit.pos_embed))  # (B, patches, C)
     x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], dim=1) + vit.pos_embed  # (B, N, C)
     attend_states = getattr(vit, "attend", attend_image)
+    parts = _multiple_and_rest(x, getattr(vit, "rows", 1))
     for block in vit.blocks:
         attention, mlp = block.attn, block.mlp
-        qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1))  # (B, N, 3, H, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        x = x + attention.proj(attend_states(q, k, v))
-        x = x + mlp.fc2(mlp.act(mlp.fc1(block.norm2(x))))
-    return vit.norm(x)  # type: ignore[no-any-return]
+        qkv = [attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)) for x in parts]
+        parts = [x + attention.proj(y) for x, y in zip(parts, attend_states(qkv), strict=True)]
+        parts = [x + mlp.fc2(mlp.act(mlp.fc1(block.norm2(x)))) for x in parts]
+    return vit.norm(_together(parts))  # type: ignore[no-any-return]
 
 
 def encode_text(bert: Module, ids: Tensor, mask: Tensor, image: Tensor | None) -> Tensor:
@@ -64,8 +70,14 @@ def encode_text(bert: Module, ids: Tensor, mask: Tensor, image: Tensor | None) -
     assert ids.ndim == 2 and mask.shape == ids.shape, (ids.shape, mask.shape)
     x = embed(bert, ids, torch.arange(ids.shape[1], device=ids.device))
     hidden = additive(mask[:, None, None, :], x.dtype)
+    absorbed = getattr(bert.encoder.layer[0].crossattention.self, "absorbed", None)
+    packed = None if image is None or absorbed is None else absorbed.pack(image)
+    cross: KeysValues | AttendStates | None = None
     for layer in bert.encoder.layer:
-        cross = None if image is None else keys_values(layer.crossattention, image)
+        if packed is not None:
+            cross = partial(layer.crossattention.self.absorbed, states=packed)
+        elif image is not None:
+            cross = keys_values(layer.crossattention, image)
         q, own = queries_keys_values(layer.attention, x)
         x = bert_layer(layer, x, q, own, cross, mask=hidden)
     return x
@@ -119,7 +131,7 @@ def bert_layer(
     x: Tensor,
     q: Tensor,
     own: KeysValues,
-    cross: KeysValues | None,
+    cross: KeysValues | AttendStates | None,
     *,
     mask: Tensor | None = None,
     cross_mask: Tensor | None = None,
@@ -129,9 +141,10 @@ def bert_layer(
 
     It may write to x. The masks are added to the scores and broadcast to (B, H, T, S); see `additive`.
     """
-    x = _attend_and_add(layer.attention, x, q, own, mask, is_causal)
+    x = _add(layer.attention.output, attend(q, own, mask, is_causal), x)
     if cross is not None:
-        x = _attend_and_add(layer.crossattention, x, _queries(layer.crossattention, x), cross, cross_mask, False)
+        q = _queries(layer.crossattention, x)
+        x = _add(layer.crossattention.output, cross(q) if callable(cross) else attend(q, cross, cross_mask), x)
     return _add(layer.output, layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x)), x)
 
 
@@ -150,8 +163,18 @@ def join_projections(model: Module) -> None:
         if hasattr(layer, "crossattention"):
             own, cross = layer.attention.self, layer.crossattention.self
             own.joined = _joined(own.query, own.key, own.value)
-            cross.joined = _joined(cross.key, cross.value)
-            del own.query, own.key, own.value, cross.key, cross.value
+            del own.query, own.key, own.value
+            if not hasattr(cross, "absorbed"):
+                cross.joined = _joined(cross.key, cross.value)
+                del cross.key, cross.value
+
+
+def absorb_projections(bert: Module, dtype: torch.dtype) -> None:
+    """Let the text encoder attend to the states of an image without keys and values of them, in `dtype`."""
+    for layer in bert.encoder.layer:
+        cross = layer.crossattention.self
+        cross.absorbed = AbsorbedAttention(cross, dtype)
+        del cross.key, cross.value
 
 
 def fold_biases(bert: Module) -> None:
@@ -184,44 +207,71 @@ def _joined(*linears: nn.Linear) -> nn.Linear:
 
 
 def attend(q: Tensor, kv: KeysValues, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v with the heads joined again: q (B, H, T, d) -> (B, T, H*d), computed in k's dtype.
+    """softmax(q k^T / sqrt(d)) v with the heads joined again: q (B, H, T, d) -> (B, T, H*d), in k's dtype or finer.
 
     For few queries torch's fused kernel is slower on a CPU, and in float32 its results depend on the batch. So do plain
-    products of what is not contiguous: only in a batch it is copied.
+    products of what is not contiguous (only in a batch it is copied), and very small ones in bfloat16.
     """
     k, v = kv
     assert q.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2], (q.shape, k.shape)
     if q.device.type != "cpu":
         return _joined_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
-    k, v = k.contiguous(), v.contiguous()
-    scores = (q.to(k.dtype) * q.shape[-1] ** -0.5).contiguous() @ k.mT  # (B, H, T, S)
+    dtype = torch.float32 if q[0].numel() * k.shape[2] <= kernels.FEW_PRODUCTS else k.dtype
+    k, v = k.to(dtype).contiguous(), v.to(dtype).contiguous()
+    scores = (q.to(dtype) * q.shape[-1] ** -0.5).contiguous() @ k.mT  # (B, H, T, S)
     if is_causal:
-        mask = additive(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), k.dtype)
+        mask = additive(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), dtype)
     if mask is not None:
         scores += mask
     return _joined_heads(scores.softmax(-1) @ v).to(q.dtype)
 
 
-def attend_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attend` among all states of an image, q, k and v (B, H, N, d) -> (B, N, H*d), by torch's fused kernel."""
-    return _joined_heads(F.scaled_dot_product_attention(q, k, v))
+def attend_image(qkv: Sequence[Tensor]) -> list[Tensor]:
+    """`attend` among all states of an image by torch's fused kernel.
+
+    Args:
+        qkv: the queries, keys and values of some of the states, and of the others: each (B, n, 3, H, d).
+
+    Returns:
+        A part (B, n, H*d) for each.
+    """
+    q, k, v = _together(qkv).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
+    out = _joined_heads(F.scaled_dot_product_attention(q, k, v))
+    return list(out.split([part.shape[1] for part in qkv], dim=1))
 
 
-def attend_image_by_heads(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`attend_image` through oneDNN one head at a time, whose N x N weights stay in the cache; products in `dtype`.
+def attend_image_by_heads(qkv: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """`attend_image` through oneDNN one head at a time, whose N x N weights stay in the cache; computed in `dtype`.
 
     Torch's fused kernel multiplies through MKL (see kernels.py) and can take twice as long.
     """
-    batch, heads, states, width = q.shape
-    dtype = dtype or q.dtype
-    out = q.new_empty(batch, states, heads, width)
-    q, k = (q * width**-0.5).to(dtype), k.to(dtype).contiguous()
-    v = v.mT.to(dtype).contiguous()  # (B, H, d, N)
+    lengths = [part.shape[1] for part in qkv]
+    batch, _, _, heads, width = qkv[0].shape
+    q, k = qkv[0].new_empty(2, batch, heads, sum(lengths), width, dtype=dtype)
+    v = qkv[0].new_empty(batch, heads, width, sum(lengths), dtype=dtype)
+    for part, *place in zip(qkv, q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 3), strict=True):
+        queries, keys, values = part.permute(2, 0, 3, 1, 4)  # (B, H, n, d)
+        torch.mul(queries, width**-0.5, out=place[0])
+        place[1].copy_(keys)
+        place[2].copy_(values.mT)
+    out = [part.new_empty(batch, part.shape[1], heads, width) for part in qkv]
     for sample in range(batch):
         for head in range(heads):
-            weights = kernels.linear(q[sample, head], k[sample, head]).softmax(-1)  # (N, N)
-            out[sample, :, head] = kernels.linear(weights, v[sample, head])
-    return out.flatten(2)
+            found = kernels.attend(q[sample, head], k[sample, head], v[sample, head])  # (N, d)
+            for part, rows in zip(out, found.split(lengths), strict=True):
+                part[sample, :, head] = rows
+    return [part.flatten(2) for part in out]
+
+
+def _multiple_and_rest(x: Tensor, rows: int) -> list[Tensor]:
+    """The states (B, N, C) in two parts, the first of the most that are a multiple of `rows`; in one if it has all."""
+    rest = x.shape[1] % rows
+    return [part.contiguous() for part in x.split([x.shape[1] - rest, rest], dim=1) if part.shape[1]]
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """All states of parts (B, n, ...) -> (B, N, ...)."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def _joined_heads(x: Tensor) -> Tensor:
@@ -231,12 +281,6 @@ def _joined_heads(x: Tensor) -> Tensor:
 
 def _queries(attention: Module, x: Tensor) -> Tensor:
     return split_heads(attention, attention.self.query(x))[0]
-
-
-def _attend_and_add(
-    attention: Module, x: Tensor, q: Tensor, kv: KeysValues, mask: Tensor | None, is_causal: bool
-) -> Tensor:
-    return _add(attention.output, attend(q, kv, mask, is_causal), x)
 
 
 def _add(output: Module, y: Tensor, x: Tensor) -> Tensor:

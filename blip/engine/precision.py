@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from blip.engine import kernels, trial
-from blip.engine.encoders import fold_biases, join_projections
+from blip.engine.encoders import absorb_projections, fold_biases, join_projections, padded_length
 from blip.engine.kernels import PrecisionError
 from blip.engine.linears import LINEARS, Int8Linear, PackedLinear, SampleLinear
 from blip.engine.trial import Choice
@@ -50,10 +50,19 @@ def prepare(model: Any, device: torch.device, dtype: str, choice: Choice | None 
             fold_biases(model.text_decoder.bert)
         return model.to(device, getattr(torch, dtype))
     model.to(torch.float32 if dtype == "int8" else getattr(torch, dtype))
+    if kernels.has_onednn() and hasattr(model, "text_encoder") and _has_few_queries(model):
+        absorb_projections(model.text_encoder, kernels.attention_dtype(dtype))
     join_projections(model)
     if kernels.has_onednn():
         _choose_kernels(model, dtype, choice or trial.default(dtype))
     return model
+
+
+def _has_few_queries(model: Any) -> bool:
+    """Whether the longest text has fewer tokens than a head has channels; see absorbed.py."""
+    bert = model.text_encoder
+    width: int = bert.encoder.layer[0].crossattention.self.attention_head_size
+    return padded_length(bert, model.max_txt_len) < width
 
 
 def _choose_kernels(model: Any, dtype: str, choice: Choice) -> None:
@@ -62,6 +71,8 @@ def _choose_kernels(model: Any, dtype: str, choice: Choice) -> None:
         vit.bfloat16()
         model.pixel_values = model.pixel_values.bfloat16()
     vit.attend = trial.attention(choice.attention, dtype)
+    if LINEARS[choice.image_linear] is PackedLinear:
+        vit.rows = kernels.BLOCK
     _replace_linears(vit, choice.image_linear)
     for name in ("text_encoder", "text_decoder"):
         if hasattr(model, name):

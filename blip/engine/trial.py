@@ -1,7 +1,7 @@
 """Chooses among kernels for the same work by trying them: which one is fastest differs between makers of processors."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -61,7 +61,7 @@ def default(dtype: str) -> Choice:
     return Choice(**{work: names[0] for work, names in KERNELS[dtype].items()})
 
 
-def attention(name: str, dtype: str) -> Callable[..., Tensor]:
+def attention(name: str, dtype: str) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """A kernel for attention among the states of an image, called as `attend_image` is."""
     if name == "heads":
         return partial(attend_image_by_heads, dtype=kernels.attention_dtype(dtype))
@@ -208,7 +208,7 @@ def _attentions(
 
     def attend(name: str) -> Kernel:
         kernel = attention(name, dtype)
-        return lambda part: kernel(*part.to(given).permute(2, 0, 3, 1, 4))
+        return lambda part: kernel([part.to(given)])[0]
 
     q, k, v = x[:, :PROVEN].permute(2, 0, 3, 1, 4)
     plain = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v  # (2, H, PROVEN, d)

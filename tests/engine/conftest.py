@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from benchmarks.random_blip import tokenizer
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -13,3 +16,9 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """BLIP's tokenizer on a small vocabulary."""
+    return tokenizer(tmp_path_factory.mktemp("vocabulary"))

@@ -47,11 +47,6 @@ Build = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return tokenizer(tmp_path_factory.mktemp("vocabulary"))
-
-
-@pytest.fixture(scope="module")
 def build(words: Any) -> Build:
     """`build(task, seed, prepared)`: a small model, as LAVIS has it or prepared for the CPU in float32."""
 
