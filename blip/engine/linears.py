@@ -49,7 +49,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The product with the weight, plus the bias."""
         largest = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)  # (..., 1)
-        return torch.addcmul(self.bias, self._multiply(x / largest), largest)
+        products = self._multiply(x / largest)
+        return torch.addcmul(self.bias, products, largest, out=products)
 
     def _pack(self, numbers: Tensor, scales: Tensor) -> None:
         self._packed, self._levels = kernels.pack_fbgemm(numbers, scales), kernels.fbgemm_levels()

@@ -15,12 +15,12 @@ from blip.engine.encoders import attend_image, attend_image_by_heads
 from blip.engine.kernels import PrecisionError
 from blip.engine.linears import LINEARS
 
-#: The kernels for each work in each precision; the first is taken where nothing is tried.
+#: The kernels for each work in each precision; the first that a processor has is taken where nothing is tried.
 KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
     "float32": {"image_linear": ("packed", "sample"), "text_linear": ("packed",), "attention": ("heads", "fused")},
     "bfloat16": {"image_linear": ("packed", "sample"), "text_linear": ("packed",), "attention": ("heads", "fused")},
     "int8": {
-        "image_linear": ("fbgemm", "onednn", "bfloat16"),
+        "image_linear": ("onednn", "fbgemm", "bfloat16"),
         "text_linear": ("fbgemm", "onednn"),
         "attention": ("heads", "fused"),
     },
@@ -58,7 +58,7 @@ class Choice:
 
 def default(dtype: str) -> Choice:
     """What is taken where nothing is tried."""
-    return Choice(**{work: names[0] for work, names in KERNELS[dtype].items()})
+    return Choice(**{work: names[0] for work, names in possible(dtype).items()})
 
 
 def attention(name: str, dtype: str) -> Callable[[Sequence[Tensor]], list[Tensor]]:

@@ -221,11 +221,25 @@ def test_sums_of_8_bit_products_do_not_overflow() -> None:
     assert kernels.fbgemm_linear(torch.ones(1, 768), packed, levels).item() == pytest.approx(768 * 127, rel=1e-6)
 
 
-def test_rows_of_zeros_and_of_tiny_numbers_are_multiplied_in_8_bits() -> None:
-    if not kernels.has_int8():
-        pytest.skip("this processor has no int8")
+@pytest.mark.parametrize("name", ["fbgemm", "onednn"])
+def test_rows_of_zeros_and_of_tiny_numbers_are_multiplied_in_8_bits(name: str) -> None:
+    if name not in trial.possible("int8")["text_linear"]:
+        pytest.skip(f"this processor has no {name}")
     linear = nn.Linear(8, 4).requires_grad_(False)
-    layer = LINEARS["fbgemm"](linear)
+    layer = LINEARS[name](linear)
     x = torch.stack([torch.zeros(8), torch.full((8,), 1e-42), torch.full((8,), 1e30)])[None]
     assert torch.isfinite(layer(x)).all()
     assert layer(x)[0, 0].equal(linear.bias)
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "onednn"])
+def test_inputs_are_rounded_to_steps_of_their_rows_largest(name: str) -> None:
+    if name not in trial.possible("int8")["text_linear"] or kernels.fbgemm_levels() < 127:
+        pytest.skip(f"this processor has no {name} of 8 bits")
+    linear = nn.Linear(64, 64, bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.eye(64))
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    largest = x.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(LINEARS[name](linear)(x), (x / largest * 127).round() / 127 * largest)
+    apart = x.mT.contiguous().mT  # of another layout
+    assert LINEARS[name](linear)(apart).equal(LINEARS[name](linear)(x))
