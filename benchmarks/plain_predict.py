@@ -1,6 +1,7 @@
 """The predictor to compare with: LAVIS called as the reference build calls it, one request at a time.
 
-`BENCH_BUNDLE` names a bundle whose weights fill LAVIS's own models in float32 (float16 is never used).
+`BENCH_BUNDLE` names a bundle whose weights fill LAVIS's own models in float32 (float16 is never used). Its beams and
+lengths are asked for; those of the pretrained weights are LAVIS's defaults.
 """
 
 import os
@@ -25,7 +26,7 @@ class Predictor(BasePredictor):
         bundle = open_bundle(pathlib.Path(os.environ["BENCH_BUNDLE"]))
         self.device = choose_device(os.environ["BLIP_DEVICE"])
         processors = import_lavis().blip_processors
-        self.models, self.images = {}, {}
+        self.models, self.images, self.searches = {}, {}, {}
         for task in ("caption", "answer", "match"):
             config = bundle.config(task)
             net = build(task, config, load_tokenizer(bundle, task))
@@ -34,6 +35,7 @@ class Predictor(BasePredictor):
                 parameter.requires_grad_(True)
             self.models[task] = net.to(self.device).eval()
             self.images[task] = processors.BlipImageEvalProcessor(image_size=config["image_size"])
+            self.searches[task] = [config.get(name) for name in ("num_beams", "min_length", "max_length")]
         self.question, self.caption = processors.BlipQuestionProcessor(), processors.BlipCaptionProcessor()
 
     def predict(
@@ -53,10 +55,16 @@ class Predictor(BasePredictor):
         model = self.models[name[task]]
         pixels = self.images[name[task]](Image.open(str(image)).convert("RGB")).unsqueeze(0).to(self.device)
         if task == "image_captioning":
-            return f"Caption: {model.generate({'image': pixels})[0]}"
+            beams, low, high = self.searches[name[task]]
+            found = model.generate({"image": pixels}, num_beams=beams, min_length=low, max_length=high)
+            return f"Caption: {found[0]}"
         if task == "visual_question_answering":
             samples = {"image": pixels, "text_input": self.question(question)}
-            return f"Answer: {model.predict_answers(samples, inference_method='generate')[0]}"
+            beams, low, high = self.searches[name[task]]
+            found = model.predict_answers(
+                samples, inference_method="generate", num_beams=beams, min_len=low, max_len=high
+            )
+            return f"Answer: {found[0]}"
         samples = {"image": pixels, "text_input": self.caption(caption)}
         probability = model(samples, match_head="itm").softmax(dim=1)[:, 1].item()
         similarity = model(samples, match_head="itc").item()
