@@ -53,12 +53,11 @@ def throughput(axes: Axes, results: Results) -> None:
         for colour, (contender, name) in enumerate({"ours": "ours", "plain": "LAVIS, one at a time"}.items()):
             rows = [row for row in result["rows"] if (row["contender"], row["workload"]) == (contender, "mixed")]
             clients, rates = [row["clients"] for row in rows], [row["requests_per_s"] for row in rows]
-            label = f"{name}, {result['cores']} cores of an {result['cpu']}"
-            axes.plot(clients, rates, style, marker="o", color=f"C{colour}", label=label)
+            axes.plot(clients, rates, style, marker="o", color=f"C{colour}", label=f"{name}, {result['cpu']}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(clients, [str(number) for number in clients])
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel="clients", ylabel="requests per second")
+    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
+    axes.set(xlabel=f"clients, on {result['cores']} cores", ylabel="requests per second")
 
 
 PLOTS: dict[str, Callable[[Axes, Results], None]] = {"latency": latency, "throughput": throughput}
@@ -81,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
         figure, axes = plt.subplots(figsize=(8, 4))
         kept = [json.loads(path.read_text()) for path in RESULTS.glob(f"{name}-cpu*.json")]
         draw(axes, sorted(kept, key=lead))
-        axes.legend()
+        axes.legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         plt.close(figure)
