@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.random_blip import FULL, SMALL, normalised, random_blip, random_pixels
 from blip import engine
+from blip.engine import kernels
 from blip.engine.absorbed import AbsorbedAttention
 from blip.engine.encoders import encode_image
 from blip.engine.precision import prepare
@@ -48,6 +49,8 @@ def test_absorbed_attention_gives_what_lavis_computes(words: Any, config: Any, s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_absorbed_attention_of_a_text_is_the_same_with_longer_neighbours(words: Any, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and not kernels.has_bfloat16():
+        pytest.skip("this processor has no bfloat16")
     module = attention(words, FULL)
     image, hidden = states_and_hidden(module, 4, 577, 48)
     with torch.inference_mode():
