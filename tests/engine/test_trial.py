@@ -1,5 +1,7 @@
 """Kernels chosen by trying them: what may be chosen is right in every batch, and what is wrong is not chosen."""
 
+import os
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -9,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.random_blip import SMALL, random_blip, random_pixels
+from benchmarks.random_blip import FULL, SMALL, random_blip, random_pixels
 from blip import engine
 from blip.engine import kernels, trial
 from blip.engine.encoders import additive, attend, attend_image, attend_image_by_heads
 from blip.engine.kernels import PrecisionError
 from blip.engine.linears import LINEARS
 from blip.engine.model import Model
-from blip.engine.precision import check, prepare
+from blip.engine.precision import check, chosen, prepare
 from blip.engine.trial import Choice
 from blip.tasks import Captioning
 from tests.engine.test_generate import QUESTIONS, answers, captions, lavis_answers, lavis_captions, lavis_matches
@@ -245,3 +247,23 @@ def test_inputs_are_rounded_to_steps_of_their_rows_largest(name: str) -> None:
     torch.testing.assert_close(LINEARS[name](linear)(x), (x / largest * 127).round() / 127 * largest)
     apart = x.mT.contiguous().mT  # of another layout
     assert LINEARS[name](linear)(apart).equal(LINEARS[name](linear)(x))
+
+
+def test_a_trial_leaves_no_threads_behind(words: Any) -> None:
+    """OpenMP lets all of its threads sleep after each operation where it has more of them than there are cores."""
+    config = {**FULL, "text": {**FULL["text"], "num_hidden_layers": 1}, "vision": {**FULL["vision"], "depth": 1}}
+    net = random_blip("caption", 1, words, config)
+    left: list[int] = []
+
+    def load() -> None:
+        before = set(os.listdir("/proc/self/task"))
+        chosen(net, CPU, "float32")
+        ended = time.monotonic() + 10
+        while set(os.listdir("/proc/self/task")) - before and time.monotonic() < ended:
+            time.sleep(0.01)
+        left.append(len(set(os.listdir("/proc/self/task")) - before))
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    loading.join()
+    assert left == [0]
