@@ -21,7 +21,15 @@ from blip.engine.model import Model
 from blip.engine.precision import check, chosen, prepare
 from blip.engine.trial import Choice
 from blip.tasks import Captioning
-from tests.engine.test_generate import QUESTIONS, answers, captions, lavis_answers, lavis_captions, lavis_matches
+from tests.engine.test_generate import (
+    QUESTIONS,
+    answers,
+    captions,
+    lavis_answers,
+    lavis_captions,
+    lavis_matches,
+    skip_unless_supported,
+)
 
 CPU = torch.device("cpu")
 
@@ -129,8 +137,8 @@ def test_a_prompt_attends_to_itself_the_same_in_every_batch(queries: int) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attend_states", [attend_image, attend_image_by_heads])
 def test_the_states_of_an_image_attend_the_same_in_every_batch(attend_states: Any, dtype: torch.dtype) -> None:
-    if dtype == torch.bfloat16 and not kernels.has_bfloat16():
-        pytest.skip("this processor has no bfloat16")
+    if dtype == torch.bfloat16:
+        skip_unless_supported("bfloat16")
     torch.manual_seed(0)
     patches, token = torch.randn(3, 577, 3, 12, 64, dtype=dtype).split([576, 1], dim=1)
     together = attend_states([patches, token])
