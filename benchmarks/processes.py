@@ -1,4 +1,7 @@
-"""A process's children and memory, from /proc; and pinning it to one core."""
+"""A process's children, open files and memory, from /proc; and pinning it to one core.
+
+Processes, threads and descriptors go at any time: what has gone while it is looked for is left out.
+"""
 
 import os
 from collections.abc import Iterator
@@ -10,20 +13,30 @@ def descendants(pid: int) -> Iterator[int]:
     """The process and all that it started."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # threads come and go
+        with suppress(OSError):
             for child in children.read_text().split():
                 yield from descendants(int(child))
 
 
 def worker_of(server: int) -> int:
     """The process that holds the predictor; the server's other child is Python's resource tracker."""
-    [worker] = [pid for pid in descendants(server) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [worker] = [pid for pid in descendants(server) if b"spawn_main" in _command(pid)]
     return worker
 
 
 def decoders_of(server: int) -> list[int]:
     """The processes that decode pictures."""
-    return [pid for pid in descendants(server) if b"blip.pictures" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in descendants(server) if b"blip.pictures" in _command(pid)]
+
+
+def opened_by(pid: int) -> dict[str, os.stat_result]:
+    """What a process has open, by number."""
+    found = {}
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found[entry.name] = entry.stat()
+    return found
 
 
 def memory(pid: int) -> int:
@@ -44,6 +57,12 @@ def peak_memory(pid: int) -> int:
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
 
 
+def _command(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def _kilobytes(path: Path, field: str) -> int:
     return int(path.read_text().partition(field)[2].split()[0])
 
@@ -51,4 +70,5 @@ def _kilobytes(path: Path, field: str) -> int:
 def pin(pid: int, core: int) -> None:
     """Keep all threads of a process, and those that they start, on one core."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {core})
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), {core})

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import DEADLINE, EXAMPLES, POLL, ROOT
-from benchmarks.processes import decoders_of
+from benchmarks.processes import decoders_of, opened_by
 from blip.engine.encoders import normalise
 from blip.errors import ImageError
 from blip.lavis import import_lavis, pixel_values
@@ -62,17 +62,10 @@ def with_pool(work: Callable[[Pool], Awaitable[None]]) -> None:
 
 def is_decoding(pid: int) -> bool:
     """Whether a process is in the middle of a picture: its time is limited, as from the first on, and a file open."""
-    is_limited = resource.prlimit(pid, resource.RLIMIT_CPU)[0] != resource.RLIM_INFINITY
-    return is_limited and any(stat.S_ISREG(one.st_mode) for one in opened_by(pid).values())
-
-
-def opened_by(pid: int) -> dict[str, os.stat_result]:
-    """What a process has open, by number."""
-    found = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed by now
-            found[entry.name] = entry.stat()
-    return found
+    with contextlib.suppress(ProcessLookupError):  # it may end at any time
+        is_limited = resource.prlimit(pid, resource.RLIMIT_CPU)[0] != resource.RLIM_INFINITY
+        return is_limited and any(stat.S_ISREG(one.st_mode) for one in opened_by(pid).values())
+    return False
 
 
 async def until_decoding() -> int:

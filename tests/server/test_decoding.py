@@ -75,7 +75,7 @@ def test_the_decoders_end_with_the_worker_whatever_they_do(own: Server, slow: st
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone, or it went while its file was read
         return False
 
 
