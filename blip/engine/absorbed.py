@@ -27,13 +27,16 @@ class PackedStates(NamedTuple):
 
 
 class AbsorbedAttention(nn.Module):
-    """What LAVIS's BertSelfAttention computes where it attends to states, in `dtype`; it has the weights of one."""
+    """What LAVIS's BertSelfAttention computes where it attends to states, in `dtype`; it has copies of one's weights.
+
+    The weights themselves would keep a bundle's file mapped, with all others that are mapped together with them.
+    """
 
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:
         super().__init__()
         heads = attention.num_attention_heads
-        self.key = attention.key.weight.detach().to(dtype).unflatten(0, (heads, -1))  # (H, d, E)
-        self.value = attention.value.weight.detach().to(dtype).unflatten(0, (heads, -1)).mT  # (H, E, d)
+        self.key = attention.key.weight.detach().to(dtype, copy=True).unflatten(0, (heads, -1))  # (H, d, E)
+        self.value = attention.value.weight.detach().to(dtype, copy=True).unflatten(0, (heads, -1)).mT  # (H, E, d)
         self.bias = attention.value.bias.detach().to(dtype).view(heads, 1, -1)  # (H, 1, d)
 
     def pack(self, states: Tensor) -> list[PackedStates]:

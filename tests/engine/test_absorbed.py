@@ -45,6 +45,15 @@ def test_absorbed_attention_gives_what_lavis_computes(words: Any, config: Any, s
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
+def test_absorbed_attention_holds_none_of_the_memory_that_weights_were_loaded_to(words: Any) -> None:
+    """That memory is a part of a mapped file, which goes when nothing holds any of it."""
+    module = attention(words, SMALL)
+    absorbed = AbsorbedAttention(module, torch.float32)
+    loaded = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    held = {tensor.untyped_storage().data_ptr() for tensor in (absorbed.key, absorbed.value)}
+    assert not held & loaded
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_absorbed_attention_of_a_text_is_the_same_with_longer_neighbours(words: Any, dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16:

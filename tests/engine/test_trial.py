@@ -172,7 +172,16 @@ def failing(x: Tensor) -> Tensor:
 
 
 def slow(x: Tensor, seconds: float = 0.05) -> Tensor:
-    time.sleep(seconds)
+    """Keeps a core busy so long."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+    return 2 * x
+
+
+def held_up(x: Tensor) -> Tensor:
+    """Does little and waits long, as if another process had its core."""
+    time.sleep(0.005)
     return 2 * x
 
 
@@ -200,6 +209,12 @@ def test_another_kernel_is_chosen_only_if_it_is_clearly_faster() -> None:
     assert trial.fastest("attention", {"old": double, "new": slow}, X, 2 * X, 1e-5) == "old"
     hardly_faster = partial(slow, seconds=0.049)
     assert trial.fastest("attention", {"old": slow, "new": hardly_faster}, X, 2 * X, 1e-5) == "old"
+
+
+def test_a_kernel_that_other_work_holds_up_is_not_taken_for_a_slow_one() -> None:
+    few_milliseconds = partial(slow, seconds=0.002)
+    assert trial.fastest("attention", {"old": held_up, "new": few_milliseconds}, X, 2 * X, 1e-5) == "old"
+    assert trial.fastest("attention", {"old": few_milliseconds, "new": held_up}, X, 2 * X, 1e-5) == "new"
 
 
 @pytest.mark.parametrize("dtype", trial.KERNELS)
