@@ -2,8 +2,8 @@
 
 A plain Linear goes through MKL, which is slow on many processors, most of all for the few rows of a decoding step.
 oneDNN is fast, with weights packed as torch's compiler packs frozen ones. It also gives each row the same result, bit
-for bit, whatever the number of rows, so no result depends on its batch. Sums of 8-bit products are whole numbers: they
-do not depend on it either.
+for bit, whatever the number of rows, so no result depends on its batch; for its exceptions in float32 see
+`inputs_at_a_time` and `rows_at_a_time`. Sums of 8-bit products are whole numbers: they do not depend on it either.
 The operators are those of torch 2.8.0.
 """
 
@@ -20,6 +20,12 @@ BLOCK = 64
 #: Up to so many products of two bfloat16 numbers in a sample, torch multiplies it otherwise alone than in a batch
 #: (mkldnn_gemm_min_size in its Matmul.cpp).
 FEW_PRODUCTS = 16**3
+#: oneDNN lets threads share a sum only of more float32 products than this, and only more than so many threads where a
+#: layer has a quarter as many outputs as inputs (use_parallel_ic_reduction in its brgemm_inner_product_utils.cpp).
+UNSHARED_INPUTS, UNSHARED_THREADS = 1024, 2
+#: With AVX2 it adds up few float32 rows in another order than many (use_small_os_kernels and avx2_small_os there):
+#: never more than the first of these, always as many as the second, or the last where few outputs meet many threads.
+FEW_ROWS, FEWER_ROWS, FEWEST_ROWS = 80, 64, 16
 _MOST_OF_OLDER = 32 << 20  # bytes; what glibc's manual says is the largest threshold
 
 
@@ -64,6 +70,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     after, algorithm = ("gelu", "none") if gelu else ("none", "")
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], algorithm)
     return out
+
+
+def linear_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+    """X weight^T + other through oneDNN: (..., in), (out, in) packed or not, (..., out) -> (..., out)."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, None, "add")
+    return out
+
+
+def inputs_at_a_time(weight: Tensor) -> int:
+    """How many inputs of a weight (out, in) to multiply by at a time, that each sum be of one thread.
+
+    Into how many parts oneDNN divides a long one depends on the number of rows, and so would the result on the batch.
+    """
+    is_shared = weight.dtype == torch.float32 and torch.get_num_threads() > UNSHARED_THREADS
+    return UNSHARED_INPUTS if is_shared else weight.shape[1]
+
+
+def rows_at_a_time(weight: Tensor) -> int | None:
+    """How many rows of small samples to multiply by a weight (out, in) at a time, that all sums be of one order.
+
+    None where the order does not depend on the number of rows.
+    """
+    outputs, inputs = weight.shape
+    if weight.dtype != torch.float32 or _has_one_order(min(inputs, UNSHARED_INPUTS)):
+        return None
+    return FEWER_ROWS if outputs % 32 == 0 or outputs >= 64 * torch.get_num_threads() else FEWEST_ROWS
+
+
+@cache
+def _has_one_order(inputs: int) -> bool:
+    random = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, inputs, generator=random) for rows in (FEW_ROWS + 1, 32))
+    packed = pack(weight)
+    return linear(x, packed)[:1].equal(linear(x[:1], packed))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

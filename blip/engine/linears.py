@@ -6,23 +6,43 @@ Each takes (B, ..., in) and gives (B, ..., out).
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip.engine import kernels
 
 
 class PackedLinear(nn.Module):
-    """Through oneDNN with packed weights; input and output of the weight's dtype. With `gelu`, the exact GELU of it."""
+    """Through oneDNN with packed weights; input and output of the weight's dtype. With `gelu`, the exact GELU of it.
+
+    It takes parts of the inputs or of the rows where a sum would otherwise depend on the number of rows.
+    """
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
-        self.weight = kernels.pack(linear.weight.detach())
+        weight = linear.weight.detach()
+        self._inputs, self._rows = kernels.inputs_at_a_time(weight), kernels.rows_at_a_time(weight)
+        self.weight, *self._others = (kernels.pack(part) for part in weight.split(self._inputs, dim=1))
         self.bias = None if linear.bias is None else linear.bias.detach()
         self._gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the weight, plus the bias."""
-        return kernels.linear(x, self.weight, self.bias, gelu=self._gelu)
+        rows = x.shape[1:-1].numel()  # of a sample
+        if self._rows is None or rows > kernels.FEW_ROWS or len(x) * rows <= self._rows:
+            return self._multiply(x)
+        parts = x.flatten(0, -2).split(max(rows, self._rows))
+        out: Tensor = torch.cat([self._multiply(part) for part in parts]).unflatten(0, x.shape[:-1])
+        return out
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        if not self._others:
+            return kernels.linear(x, self.weight, self.bias, gelu=self._gelu)
+        first, *others = x.split(self._inputs, dim=-1)
+        out = kernels.linear(first, self.weight, self.bias)
+        for part, weight in zip(others, self._others, strict=True):
+            out = kernels.linear_plus(part, weight, out)
+        return F.gelu(out) if self._gelu else out
 
 
 class SampleLinear(nn.Module):
