@@ -40,12 +40,13 @@ def load_models(
     loaded = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     configs = {task: bundle.config(task) for task in bundle.tasks}
     tokenizers: dict[str, Any] = {}  # those that are the same are made once
-    nets = {}
+    nets, searches = {}, {}
     for task, config in configs.items():
         key = f"{bundle.vocabulary(task)} {config.get('tokenizer')}"
         with understanding(bundle.path, task):
             tokenizers[key] = tokenizers.get(key) or load_tokenizer(bundle, task)
             nets[task] = build(task, config, tokenizers[key])
+            searches[task] = None if task == "match" else Search.of(config)
 
     with _refusals():
         choice = precision.chosen(next(iter(nets.values())), device, dtype, pinned)
@@ -54,9 +55,8 @@ def load_models(
         weights = bundle.path / task / "model.safetensors"
         fill(nets[task], bundle.tensors(task), device, loaded, where=f"{weights}")
         config = configs[task]
-        search = None if task == "match" else Search.of(config)
         net = precision.prepare(nets[task], device, dtype, choice)
-        return Model(net, device, config["image_size"], search, config.get("library", "lavis"))
+        return Model(net, device, config["image_size"], searches[task], config.get("library", "lavis"))
 
     with ThreadPoolExecutor(2) as pool:  # reading and converting weights keeps one core busy each
         models = dict(zip(configs, pool.map(load, configs), strict=True))

@@ -20,6 +20,7 @@ from benchmarks.harness import EXAMPLES, ROOT, Server, data_uri
 from benchmarks.random_blip import SMALL, SPECIAL, WORDS, normalised, random_blip, random_pixels, tokenizer
 from benchmarks.scenes import texts_of
 from blip import engine, lavis
+from blip.config import DEMO
 from blip.errors import BundleError
 from blip.weights import download, published
 from blip.weights.bundle import BundleWriter, open_bundle
@@ -687,3 +688,14 @@ def test_a_config_that_is_none_is_one_sentence(tmp_path: Path, config: dict[str,
             change(tmp_path / "odd", arguments, quiet)
     ended = bundle_command("show", tmp_path / "odd")
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("setting", ["num_beams", "min_length", "max_length"])
+def test_a_config_that_lacks_a_setting_of_the_search_is_one_sentence(tmp_path: Path, setting: str) -> None:
+    config = open_bundle(DEMO).config("caption")
+    del config[setting]
+    with BundleWriter(tmp_path / "odd", name="odd", dtype="float32", source="", note="") as writer:
+        writer.vocabulary(SPECIAL)
+        writer.model("caption", config, {"weight": torch.zeros(1)})
+    with pytest.raises(BundleError, match=rf"is not the configuration of a model \(KeyError: '{setting}'\); make the"):
+        load_models(open_bundle(tmp_path / "odd"), CPU, "float32")
