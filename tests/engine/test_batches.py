@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from benchmarks.harness import ROOT
+from blip.engine import kernels
+from blip.engine.linears import PackedLinear
 from tests.engine.test_generate import skip_unless_supported
 
 #: What limits oneDNN, MKL and torch to the instructions of older processors.
@@ -32,3 +37,23 @@ def test_no_result_of_a_full_width_model_depends_on_its_batch(
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **settings}
     ended = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_parts_of_the_inputs_and_of_the_rows_give_what_the_whole_gives(
+    monkeypatch: pytest.MonkeyPatch, gelu: bool, bias: bool
+) -> None:
+    if not kernels.has_onednn():
+        pytest.skip("this processor has no oneDNN")
+    monkeypatch.setattr(kernels, "UNSHARED_THREADS", 0)  # as with many threads
+    monkeypatch.setattr(kernels, "_has_one_order", lambda _: False)  # as with AVX2
+    torch.manual_seed(0)
+    linear = nn.Linear(2500, 40, bias=bias).requires_grad_(False)
+    layer = PackedLinear(linear, gelu=gelu)
+    for rows in (1, 3, 16, 17, 70, 90):
+        x = torch.randn(5, rows, 2500)
+        plain = linear(x)
+        torch.testing.assert_close(layer(x), F.gelu(plain) if gelu else plain, atol=1e-5, rtol=1e-4)
+    pairs = torch.randn(20, 2500)
+    torch.testing.assert_close(layer(pairs), F.gelu(linear(pairs)) if gelu else linear(pairs), atol=1e-5, rtol=1e-4)
