@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blip.engine import forward
+from blip.engine import forward, kernels
 from blip.engine.beam import NonFiniteLogitsError, Sample, Search, beam_search
 from blip.engine.decoder import CachedDecoder, DecoderShape
 from blip.engine.encoders import Module, padded_length
@@ -182,15 +182,26 @@ def _beginnings(search: Iterator[list[Sample]]) -> Iterator[list[Tokens | Except
         yield [sample.error or Tokens(sample.settled(), sample.done) for sample in samples]
 
 
+def _is_small(model: Module) -> bool:
+    """Whether torch multiplies a short text's attention in other ways than a long one's."""
+    berts = [model.text_encoder, model.text_decoder.bert] if hasattr(model, "text_decoder") else [model.text_encoder]
+    attentions = [bert.encoder.layer[0].attention.self for bert in berts]
+    return any(
+        kernels.has_few_products(attention.num_attention_heads, attention.attention_head_size)
+        for attention in attentions
+    )
+
+
 def _batch(model: Module, texts: Sequence[Text], pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and mask, both (B, L), beside the pixels.
 
-    L is a multiple of how many numbers a processor adds at a time, so a longer neighbour only adds zeros. A text's
-    result is then the same, bit for bit, alone and in a batch.
+    L is a multiple of how many numbers a processor adds at a time, so a longer neighbour only adds zeros. In a small
+    model it is the same for all texts. A text's result is then the same, bit for bit, alone and in a batch.
     """
     assert len(texts) == len(pixels), (len(texts), pixels.shape)
     rows = [tokenize(model, text) if isinstance(text, str) else text for text in texts]
-    length = padded_length(model.text_encoder, max(map(len, rows)))
+    longest = model.max_txt_len if _is_small(model) else max(map(len, rows))
+    length = padded_length(model.text_encoder, longest)
     pad = model.tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
     mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])

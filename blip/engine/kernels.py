@@ -20,6 +20,8 @@ BLOCK = 64
 #: Up to so many products of two bfloat16 numbers in a sample, torch multiplies it otherwise alone than in a batch
 #: (mkldnn_gemm_min_size in its Matmul.cpp).
 FEW_PRODUCTS = 16**3
+#: Below so many float32 products in a head, torch's `bmm` leaves MKL out (contraction_size in its LinearAlgebra.cpp).
+FEW_FLOAT32_PRODUCTS = 400
 #: oneDNN lets threads share a sum only of more float32 products than this, and only more than so many threads where a
 #: layer has a quarter as many outputs as inputs (use_parallel_ic_reduction in its brgemm_inner_product_utils.cpp).
 UNSHARED_INPUTS, UNSHARED_THREADS = 1024, 2
@@ -113,6 +115,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+def has_few_products(heads: int, width: int) -> bool:
+    """Whether it depends on the number of states, from 16 on, how torch multiplies one query of heads of `width`."""
+    return heads * width * 16 <= FEW_PRODUCTS or width * 16 < FEW_FLOAT32_PRODUCTS
+
+
 def linear_float32(x: Tensor, layer: Any) -> Tensor:
     """`layer`, a linear one, on x (..., in) -> (..., out); on a GPU the sums of half-precision products in float32."""
     if not x.is_cuda or x.dtype == torch.float32:
@@ -164,6 +171,18 @@ def onednn_int8_linear(x: Tensor, packed: tuple[Tensor, Tensor, Tensor]) -> Tens
     multiply = partial(torch.ops.onednn.qlinear_pointwise, steps, 1 / 127, 128, *packed)
     out: Tensor = multiply(None, 1.0, 0, torch.float32, "none", [], "")
     return out
+
+
+def compute_alone() -> None:
+    """Let this thread compute without others from now on; they keep their number, and so do threads that begin later.
+
+    `torch.set_num_threads` would change it for those too. Once that was called, MKL has a number of its own.
+    """
+    torch.get_num_threads()  # a thread takes over the number for all at its first look
+    library = ctypes.CDLL(torch._C.__file__)
+    library.omp_set_num_threads(1)
+    if torch.backends.mkl.is_available():
+        library.MKL_Set_Num_Threads_Local(1)
 
 
 def keep_memory(largest: int = 1 << 30) -> None:

@@ -24,7 +24,7 @@ from benchmarks.random_blip import (
 from benchmarks.scenes import run, texts_of
 from blip import engine
 from blip.engine import NonFiniteLogitsError, Search, text
-from blip.engine.generate import ANSWER, CAPTION
+from blip.engine.generate import ANSWER, CAPTION, _answer_search
 from blip.engine.kernels import PrecisionError
 from blip.engine.model import Model
 from blip.engine.precision import check, prepare
@@ -178,6 +178,27 @@ def test_a_request_gets_the_same_result_alone_and_in_any_batch(build: Build, dty
             assert engine.caption(captioner, one) == [captioned[i]]
             assert engine.answer(answerer, one, [question]) == [answered[i]]
             assert engine.match(matcher, one, [question]) == [matched[i]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("width", "heads"), [(32, 4), (48, 2), (112, 4), (288, 12), (320, 5)])
+def test_a_text_gets_the_same_numbers_beside_longer_ones(words: Any, dtype: str, width: int, heads: int) -> None:
+    skip_unless_supported(dtype)
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "encoder_width": SMALL["vision"]["embed_dim"]}
+    text = {**SMALL["text"], **sizes, "max_position_embeddings": 64}
+    config = {**SMALL, "max_txt_len": 60, "text": text}
+    question, longer, longest = "what is this", "what is the dog on " * 4, "what is the dog on " * 9
+    pixels = random_pixels(3, 1)
+    answerer, matcher = (prepare(random_blip(task, 1, words, config), CPU, dtype) for task in ("answer", "match"))
+    for search in (Search(1, 1, 5), Search(3, 1, 5), Search(10, 1, 5)):
+        first = None
+        for texts in ([question], [question, longer], [question, longer, longest]):
+            *_, samples = _answer_search(answerer, pixels[: len(texts)], texts, search, None, follow=False)
+            first = first or samples[0]
+            assert (samples[0].scores, samples[0].finished) == (first.scores, first.finished)
+    alone = engine.match(matcher, pixels[:1], [question])
+    for texts in ([question, longer], [question, longer, longest]):
+        assert engine.match(matcher, pixels[: len(texts)], texts)[:1] == alone
 
 
 @pytest.mark.parametrize("seed", SEEDS)
