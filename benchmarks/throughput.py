@@ -105,7 +105,7 @@ def measure(url: str, kinds: Sequence[str], clients: int, seconds: float) -> Cel
         thread.start()
     for thread in threads:
         thread.join()
-    cell.elapsed = max(finished) - started
+    cell.elapsed = max(finished) - started or seconds
     return cell
 
 
@@ -131,12 +131,17 @@ def row(workload: str, clients: int, contender: str, cell: Cell) -> dict[str, An
         "contender": contender,
         "answers": len(cell.latencies),
         "requests_per_s": round(cell.rate, 3),
-        "p50_s": round(statistics.median(cell.latencies), 2),
-        "p99_s": round(percentile(cell.latencies, 0.99), 2),
+        "p50_s": round(statistics.median(cell.latencies), 2) if cell.latencies else None,
+        "p99_s": round(percentile(cell.latencies, 0.99), 2) if cell.latencies else None,
         "batches": dict(sorted(cell.batches.items())),
         "refused_409": cell.refused,
         "lost": cell.lost.total(),
     }
+
+
+def shown(value: float | None) -> str:
+    """A figure, or that there is none because nothing was answered."""
+    return "none" if value is None else f"{value:.1f}"
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
@@ -146,7 +151,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
         print(
             f"| {ours['workload']} | {ours['clients']} | {theirs['requests_per_s']:.2f} | {ours['requests_per_s']:.2f} "
-            f"| {ours['ratio']:.1f} | {ours['p50_s']:.1f} / {ours['p99_s']:.1f} s | {max(ours['batches'])} "
+            f"| {shown(ours['ratio'])} | {shown(ours['p50_s'])} / {shown(ours['p99_s'])} s "
+            f"| {max(ours['batches'], default='none')} "
             f"| {ours['refused_409']} | {ours['lost']} |"
         )
 
@@ -170,7 +176,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                         outputs.setdefault((contender, kind), set()).update(found)
                     rows.append(row(workload, clients, contender, cell))
                     print(f"{workload}, {clients} clients, {contender}: {cell.rate:.2f} requests/s", file=sys.stderr)
-                rows[-1]["ratio"] = round(rows[-1]["requests_per_s"] / rows[-2]["requests_per_s"], 2)
+                theirs, ours = (one["requests_per_s"] for one in rows[-2:])
+                rows[-1]["ratio"] = round(ours / theirs, 2) if theirs else None
         memory = device_memory()
     differing = [kind for kind in INPUTS if outputs.get(("plain", kind)) != outputs.get(("ours", kind))]
     return {"device_memory_mib": memory, "differing_tasks": differing, "rows": rows}

@@ -17,6 +17,7 @@ def main(given: Sequence[str]) -> int:
     from blip.device import choose_device, default_dtype
     from blip.engine.kernels import PrecisionError
     from blip.engine.precision import check
+    from blip.engine.trial import pinned
 
     device, more = torch.device("cpu"), dict[str, str]()
     problems: list[str] = []
@@ -34,6 +35,8 @@ def main(given: Sequence[str]) -> int:
         device = choose_device(settings.device)
         more["precision"] = settings.dtype or default_dtype(device)
         check(device, more["precision"])
+        if device.type == "cpu":
+            pinned(settings.kernels, more["precision"])
 
     for step in (check_cog_settings, Limits.from_environment, look_at_the_predictors_settings):
         look(step)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -82,15 +83,16 @@ def pinned(text: str, dtype: str) -> dict[str, str]:
     """The kernels that a setting fixes, as "work=kernel,work=kernel".
 
     Raises:
-        PrecisionError: there is no such work or kernel.
+        PrecisionError: there is no such work or kernel, or a work has two.
     """
-    known, found = possible(dtype), {}
-    for part in filter(None, text.split(",")):
-        work, _, name = part.strip().partition("=")
+    known, found = possible(dtype), dict[str, str]()
+    for part in filter(None, map(str.strip, text.split(","))):
+        work, name = (word.strip() for word in part.partition("=")[::2])
         if name not in known.get(work, ()):
             choices = " or ".join(f"{work}={name}" for work, names in known.items() for name in names)
             raise PrecisionError(f"BLIP_KERNELS={part} is not possible in {dtype} here; choose {choices}.")
-        found[work] = name
+        if found.setdefault(work, name) != name:
+            raise PrecisionError(f"BLIP_KERNELS has {work}={found[work]} and {work}={name}; leave one out.")
     return found
 
 
@@ -140,16 +142,18 @@ def fastest(work: str, candidates: Mapping[str, Kernel], x: Tensor, plain: Tenso
         else:
             right[name] = kernel
     if not right:
-        raise PrecisionError(f"No kernel computes {work} right on this processor; set another BLIP_DTYPE.")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the bundle is being verified beside it, and only this thread's time is looked at
-    try:
-        return _fastest(right, x[:1])
-    finally:
-        torch.set_num_threads(threads)
+        names = " or ".join(candidates)
+        fault = "does not compute right on this processor; leave BLIP_KERNELS out, or set another BLIP_DTYPE."
+        raise PrecisionError(f"{work}={names} {fault}")
+    if len(right) == 1:
+        return next(iter(right))
+    with ThreadPoolExecutor(1) as ending:
+        return ending.submit(_fastest, right, x[:1]).result()
 
 
+@torch.inference_mode()
 def _fastest(candidates: Mapping[str, Kernel], x: Tensor) -> str:
+    kernels.compute_alone()  # the bundle is being verified beside it, and only this thread's time is looked at
     seconds = {name: _seconds(kernel, x) for name, kernel in candidates.items()}
     close = [name for name in seconds if seconds[name] < HOPELESS * min(seconds.values())]
     for _ in range(ROUNDS if len(close) > 1 else 0):

@@ -44,6 +44,7 @@ def test_everything_that_is_wrong_is_said() -> None:
         "BLIP_PAGE=no",
         "float16",
     ]
+    assert doctor(BLIP_KERNELS="attention=quick").stdout.splitlines()[-1].startswith("BLIP_KERNELS=attention=quick is ")
 
 
 SECRETS = {

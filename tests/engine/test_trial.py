@@ -3,6 +3,8 @@
 import os
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -200,8 +202,62 @@ X = torch.ones(2, 3, 4)
 def test_a_kernel_that_is_wrong_here_is_not_chosen(wrong: Any, reason: str, capsys: Any) -> None:
     assert trial.fastest("attention", {"new": wrong, "old": slow}, X, 2 * X, 1e-5) == "old"
     assert capsys.readouterr().out == f"attention=new is not used on this processor: {reason}.\n"
-    with pytest.raises(PrecisionError, match="No kernel computes attention right on this processor; set another"):
+    with pytest.raises(PrecisionError, match="attention=new does not compute right on this processor; leave"):
         trial.fastest("attention", {"new": wrong}, X, 2 * X, 1e-5)
+
+
+def test_kernels_are_timed_with_one_thread_and_other_threads_keep_theirs() -> None:
+    own, others = set[int](), set[int]()
+
+    def kernel(x: Tensor) -> Tensor:
+        own.add(torch.get_num_threads())
+        with ThreadPoolExecutor(1) as other:
+            others.add(other.submit(torch.get_num_threads).result())
+        return 2 * x
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        trial.fastest("attention", {"old": kernel, "new": kernel}, X, 2 * X, 1e-5)
+        assert (own, others, torch.get_num_threads()) == ({3, 1}, {3}, 3)  # more prove that one is right
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_thread_that_computes_alone_has_no_help_from_others() -> None:
+    x = torch.randn(1000, 1000)
+    packed = kernels.pack(x)
+
+    def cores() -> dict[str, float]:
+        found = dict[str, float]()
+        works: dict[str, Callable[[], Tensor]] = {"MKL": lambda: x @ x, "oneDNN": lambda: kernels.linear(x, packed)}
+        kernels.compute_alone()
+        for name, work in works.items():
+            work()
+            process, thread = time.process_time(), time.thread_time()
+            for _ in range(20):
+                work()
+            found[name] = (time.process_time() - process) / (time.thread_time() - thread)
+        return found
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with ThreadPoolExecutor(1) as ending:
+            assert all(number < 1.5 for number in ending.submit(cores).result().values())
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("dtype", "choice"), EVERY, ids=NAMES)
+def test_the_kernels_that_compute_are_those_of_the_choice(words: Any, dtype: str, choice: Choice) -> None:
+    net = build(words, "answer", dtype, choice)
+    assert type(net.visual_encoder.blocks[0].attn.qkv) is LINEARS[choice.image_linear]
+    for bert in (net.text_encoder, net.text_decoder.bert):
+        assert type(bert.encoder.layer[0].attention.output.dense) is LINEARS[choice.text_linear]
+    attend_states = net.visual_encoder.attend
+    ways = {attend_image: "fused", attend_image_by_heads: "heads"}
+    assert ways[getattr(attend_states, "func", attend_states)] == choice.attention
 
 
 def test_another_kernel_is_chosen_only_if_it_is_clearly_faster() -> None:
@@ -228,6 +284,16 @@ def test_what_is_chosen_is_one_of_the_kernels_and_what_is_fixed_stays(words: Any
     assert all(getattr(found, work) in names for work, names in known.items())
     for choice in possible:
         assert trial.choose(net, dtype, trial.pinned(str(choice), dtype)) == choice
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", " , ", "attention=heads, ", " attention = heads ,attention=heads"])
+def test_spaces_and_empty_parts_between_kernels_do_not_count(text: str) -> None:
+    assert trial.pinned(text, "float32") == ({"attention": "heads"} if "heads" in text else {})
+
+
+def test_two_kernels_for_one_work_are_refused() -> None:
+    with pytest.raises(PrecisionError, match="has attention=heads and attention=fused; leave one out"):
+        trial.pinned("attention=heads,attention=fused", "float32")
 
 
 @pytest.mark.parametrize("text", ["attention=quick", "attention", "image=packed", "text_linear=sample"])
