@@ -210,12 +210,18 @@ def attend(q: Tensor, kv: KeysValues, mask: Tensor | None = None, is_causal: boo
     """softmax(q k^T / sqrt(d)) v with the heads joined again: q (B, H, T, d) -> (B, T, H*d), in k's dtype or finer.
 
     For few queries torch's fused kernel is slower on a CPU, and in float32 its results depend on the batch. So do plain
-    products of what is not contiguous (only in a batch it is copied), and very small ones in bfloat16.
+    products of what is not contiguous (only in a batch it is copied) or not aligned, and very small ones in bfloat16.
     """
     k, v = kv
     assert q.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2], (q.shape, k.shape)
     if q.device.type != "cpu":
         return _joined_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
+    if not (kernels.keeps_aligned(q[0]) and kernels.keeps_aligned(k[0])):
+        if len(q) > 1:
+            masks = [None] * len(q) if mask is None else mask.expand(len(q), -1, -1, -1).split(1)
+            samples = zip(q.split(1), k.split(1), v.split(1), masks, strict=True)
+            return torch.cat([attend(q, (k, v), mask, is_causal) for q, k, v, mask in samples])
+        k, v = k.clone(), v.clone()
     dtype = torch.float32 if q[0].numel() * k.shape[2] <= kernels.FEW_PRODUCTS else k.dtype
     k, v = k.to(dtype).contiguous(), v.to(dtype).contiguous()
     scores = (q.to(dtype) * q.shape[-1] ** -0.5).contiguous() @ k.mT  # (B, H, T, S)
@@ -235,9 +241,18 @@ def attend_image(qkv: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         A part (B, n, H*d) for each.
     """
-    q, k, v = _together(qkv).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
-    out = _joined_heads(F.scaled_dot_product_attention(q, k, v))
+    states = _together(qkv)
+    if states.device.type != "cpu" or kernels.keeps_aligned(states[0, 0, 0, 0]):
+        out = _fused_attention(states)
+    else:  # of such heads the results depend on the batch
+        out = torch.cat([_fused_attention(sample.clone()) for sample in states.split(1)])
     return list(out.split([part.shape[1] for part in qkv], dim=1))
+
+
+def _fused_attention(qkv: Tensor) -> Tensor:
+    """(B, N, 3, H, d) -> (B, N, H*d)."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, d)
+    return _joined_heads(F.scaled_dot_product_attention(q, k, v))
 
 
 def attend_image_by_heads(qkv: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:

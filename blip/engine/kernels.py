@@ -108,6 +108,14 @@ def _has_one_order(inputs: int) -> bool:
     return linear(x, packed)[:1].equal(linear(x[:1], packed))
 
 
+def keeps_aligned(sample: Tensor) -> bool:
+    """Whether the next sample of a batch begins at a multiple of 64 bytes if this one does, as all tensors do.
+
+    MKL may add up in another order where one does not.
+    """
+    return sample.nbytes % 64 == 0
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T) v^T in oneDNN's tensors, whose softmax is quicker: (N, d), (N, d), (d, N) -> (N, d)."""
     multiply = torch.ops.aten.mkldnn_linear

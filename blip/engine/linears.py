@@ -54,7 +54,8 @@ class SampleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the weight, plus the bias."""
-        return self.linear(x) if len(x) == 1 else torch.cat([self.linear(sample) for sample in x.split(1)])
+        samples = x.split(1) if kernels.keeps_aligned(x[0]) else [sample.clone() for sample in x.split(1)]
+        return torch.cat([self.linear(sample) for sample in samples])
 
 
 class Int8Linear(nn.Module):

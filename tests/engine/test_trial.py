@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from benchmarks.random_blip import FULL, SMALL, random_blip, random_pixels
 from blip import engine
 from blip.engine import kernels, trial
+from blip.engine.beam import Search
 from blip.engine.encoders import additive, attend, attend_image, attend_image_by_heads
+from blip.engine.generate import _caption_search
 from blip.engine.kernels import PrecisionError
 from blip.engine.linears import LINEARS
 from blip.engine.model import Model
@@ -125,6 +127,21 @@ def test_attention_of_very_few_numbers_is_the_same_in_every_batch(
     together = attend(q, kv)
     for i in range(1024):
         assert attend(q[i : i + 1], kv[:, i : i + 1])[0].equal(together[i])
+
+
+@pytest.mark.parametrize(("width", "heads"), [(33, 3), (42, 6), (90, 5), (48, 4)])
+@pytest.mark.parametrize("beams", [1, 3, 5])
+def test_numbers_do_not_depend_on_the_place_in_a_batch(words: Any, width: int, heads: int, beams: int) -> None:
+    vision = {"patch_size": 6, "embed_dim": width, "depth": 2, "num_heads": heads}
+    text = {**SMALL["text"], "hidden_size": width, "encoder_width": width, "num_attention_heads": heads}
+    config = {**SMALL, "vision": vision, "text": text}
+    search, pixels = Search(beams, 5, 12), random_pixels(6, 1)
+    for choice in choices("float32"):
+        net = prepare(random_blip("caption", 1, words, config), CPU, "float32", choice)
+        *_, together = _caption_search(net, pixels, search, None, follow=False)
+        for i, found in enumerate(together):
+            *_, (alone,) = _caption_search(net, pixels[i : i + 1], search, None, follow=False)
+            assert (found.scores, found.finished) == (alone.scores, alone.finished)
 
 
 @pytest.mark.parametrize("queries", [3, 4, 5, 8, 10, 16])
