@@ -92,18 +92,23 @@ def inputs_at_a_time(weight: Tensor) -> int:
 def rows_at_a_time(weight: Tensor) -> int | None:
     """How many rows of small samples to multiply by a weight (out, in) at a time, that all sums be of one order.
 
-    None where the order does not depend on the number of rows.
+    None where the order does not depend on the number of rows, 0 where each sample is to be multiplied alone.
     """
     outputs, inputs = weight.shape
-    if weight.dtype != torch.float32 or _has_one_order(min(inputs, UNSHARED_INPUTS)):
+    if weight.dtype != torch.float32:
+        return None
+    if not _have_one_order(min(inputs, UNSHARED_INPUTS), 2):  # a processor without AVX2
+        return 0
+    if _have_one_order(min(inputs, UNSHARED_INPUTS), FEW_ROWS + 1):
         return None
     return FEWER_ROWS if outputs % 32 == 0 or outputs >= 64 * torch.get_num_threads() else FEWEST_ROWS
 
 
 @cache
-def _has_one_order(inputs: int) -> bool:
+def _have_one_order(inputs: int, rows: int) -> bool:
+    """Whether so many rows and one alone are added up in one order."""
     random = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(rows, inputs, generator=random) for rows in (FEW_ROWS + 1, 32))
+    x, weight = (torch.randn(length, inputs, generator=random) for length in (rows, 32))
     packed = pack(weight)
     return linear(x, packed)[:1].equal(linear(x[:1], packed))
 

@@ -17,17 +17,19 @@ from tests.engine.test_generate import skip_unless_supported
 
 #: What limits oneDNN, MKL and torch to the instructions of older processors.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+AVX = {"ONEDNN_MAX_CPU_ISA": "AVX", "MKL_ENABLE_INSTRUCTIONS": "AVX", "ATEN_CPU_CAPABILITY": "default"}
 
 
 @pytest.mark.parametrize(
     ("dtype", "threads", "settings"),
     [
         *(("float32", threads, settings) for threads in (1, 4, 16) for settings in ({}, AVX2)),
+        ("float32", 4, AVX),
         ("bfloat16", 4, {}),
         ("bfloat16", 16, {}),
         ("int8", 4, {}),
     ],
-    ids=lambda value: ("AVX2" if value else "all") if isinstance(value, dict) else str(value),
+    ids=lambda value: value.get("ONEDNN_MAX_CPU_ISA", "all") if isinstance(value, dict) else str(value),
 )
 def test_no_result_of_a_full_width_model_depends_on_its_batch(
     tmp_path: Path, dtype: str, threads: int, settings: dict[str, str]
@@ -39,15 +41,16 @@ def test_no_result_of_a_full_width_model_depends_on_its_batch(
     assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr
 
 
+@pytest.mark.parametrize("several", [True, False], ids=["AVX2", "AVX"])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_parts_of_the_inputs_and_of_the_rows_give_what_the_whole_gives(
-    monkeypatch: pytest.MonkeyPatch, gelu: bool, bias: bool
+    monkeypatch: pytest.MonkeyPatch, gelu: bool, bias: bool, several: bool
 ) -> None:
     if not kernels.has_onednn():
         pytest.skip("this processor has no oneDNN")
     monkeypatch.setattr(kernels, "UNSHARED_THREADS", 0)  # as with many threads
-    monkeypatch.setattr(kernels, "_has_one_order", lambda _: False)  # as with AVX2
+    monkeypatch.setattr(kernels, "_have_one_order", lambda _, rows: several and rows == 2)
     torch.manual_seed(0)
     linear = nn.Linear(2500, 40, bias=bias).requires_grad_(False)
     layer = PackedLinear(linear, gelu=gelu)
