@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import itertools
 import json
 import os
 import shutil
@@ -175,8 +174,13 @@ def gateway(server: Server, status_of: Callable[[bytes], int]) -> Iterator[str]:
 
 
 def test_a_gateway_whose_server_starts_anew_is_waited_for(server: Server, folder: Path) -> None:
-    asked = itertools.count()
-    with gateway(server, lambda _: 502 if next(asked) < 22 else 200) as url:
+    asked: list[float] = []  # when
+
+    def status_of(_: bytes) -> int:
+        asked.append(time.monotonic())
+        return 502 if asked[-1] - asked[0] < 4 else 200
+
+    with gateway(server, status_of) as url:
         ended = caption(folder, "--url", url)
     assert ended.returncode == 1
     assert f"{url} is left alone and tried again later: the server answered 502: upstream." in ended.stderr
