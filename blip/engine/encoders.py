@@ -216,12 +216,15 @@ def attend(q: Tensor, kv: KeysValues, mask: Tensor | None = None, is_causal: boo
     assert q.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2], (q.shape, k.shape)
     if q.device.type != "cpu":
         return _joined_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
-    if not (kernels.keeps_aligned(q[0]) and kernels.keeps_aligned(k[0])):
-        if len(q) > 1:
-            masks = [None] * len(q) if mask is None else mask.expand(len(q), -1, -1, -1).split(1)
-            samples = zip(q.split(1), k.split(1), v.split(1), masks, strict=True)
-            return torch.cat([attend(q, (k, v), mask, is_causal) for q, k, v, mask in samples])
-        k, v = k.clone(), v.clone()
+    if kernels.keeps_aligned(q[0]) and kernels.keeps_aligned(k[0]):
+        return _plain_attention(q, k, v, mask, is_causal)
+    masks = [None] * len(q) if mask is None else mask.expand(len(q), -1, -1, -1).split(1)
+    samples = zip(q.split(1), kernels.apart(k), kernels.apart(v), masks, strict=True)
+    return torch.cat([_plain_attention(*sample, is_causal) for sample in samples])
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """`attend` in plain products."""
     dtype = torch.float32 if q[0].numel() * k.shape[2] <= kernels.FEW_PRODUCTS else k.dtype
     k, v = k.to(dtype).contiguous(), v.to(dtype).contiguous()
     scores = (q.to(dtype) * q.shape[-1] ** -0.5).contiguous() @ k.mT  # (B, H, T, S)
@@ -245,7 +248,7 @@ def attend_image(qkv: Sequence[Tensor]) -> list[Tensor]:
     if states.device.type != "cpu" or kernels.keeps_aligned(states[0, 0, 0, 0]):
         out = _fused_attention(states)
     else:  # of such heads the results depend on the batch
-        out = torch.cat([_fused_attention(sample.clone()) for sample in states.split(1)])
+        out = torch.cat([_fused_attention(sample) for sample in kernels.apart(states)])
     return list(out.split([part.shape[1] for part in qkv], dim=1))
 
 

@@ -183,7 +183,7 @@ def _beginnings(search: Iterator[list[Sample]]) -> Iterator[list[Tokens | Except
 
 
 def _is_small(model: Module) -> bool:
-    """Whether torch multiplies a short text's attention in other ways than a long one's."""
+    """Whether torch multiplies a short text's attention in other ways than a long one's, on a CPU."""
     berts = [model.text_encoder, model.text_decoder.bert] if hasattr(model, "text_decoder") else [model.text_encoder]
     attentions = [bert.encoder.layer[0].attention.self for bert in berts]
     return any(
@@ -196,11 +196,11 @@ def _batch(model: Module, texts: Sequence[Text], pixels: Tensor) -> tuple[Tensor
     """Ids and mask, both (B, L), beside the pixels.
 
     L is a multiple of how many numbers a processor adds at a time, so a longer neighbour only adds zeros. In a small
-    model it is the same for all texts. A text's result is then the same, bit for bit, alone and in a batch.
+    model on a CPU it is the same for all texts. A text's result is then the same, bit for bit, alone and in a batch.
     """
     assert len(texts) == len(pixels), (len(texts), pixels.shape)
     rows = [tokenize(model, text) if isinstance(text, str) else text for text in texts]
-    longest = model.max_txt_len if _is_small(model) else max(map(len, rows))
+    longest = model.max_txt_len if pixels.is_cpu and _is_small(model) else max(map(len, rows))
     length = padded_length(model.text_encoder, longest)
     pad = model.tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])

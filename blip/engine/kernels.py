@@ -121,6 +121,11 @@ def keeps_aligned(sample: Tensor) -> bool:
     return sample.nbytes % 64 == 0
 
 
+def apart(x: Tensor) -> list[Tensor]:
+    """The samples (1, ...) of a batch, each in memory of its own and so aligned."""
+    return [sample.clone() for sample in x.split(1)]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T) v^T in oneDNN's tensors, whose softmax is quicker: (N, d), (N, d), (d, N) -> (N, d)."""
     multiply = torch.ops.aten.mkldnn_linear

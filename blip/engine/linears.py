@@ -54,7 +54,9 @@ class SampleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the weight, plus the bias."""
-        samples = x.split(1) if kernels.keeps_aligned(x[0]) else [sample.clone() for sample in x.split(1)]
+        if len(x) == 1:
+            return self.linear(x)  # type: ignore[no-any-return]
+        samples = x.split(1) if kernels.keeps_aligned(x[0]) else kernels.apart(x)
         return torch.cat([self.linear(sample) for sample in samples])
 
 

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -223,6 +223,15 @@ def test_a_kernel_that_is_wrong_here_is_not_chosen(wrong: Any, reason: str, caps
         trial.fastest("attention", {"new": wrong}, X, 2 * X, 1e-5)
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
 def test_kernels_are_timed_with_one_thread_and_other_threads_keep_theirs() -> None:
     own, others = set[int](), set[int]()
 
@@ -232,15 +241,11 @@ def test_kernels_are_timed_with_one_thread_and_other_threads_keep_theirs() -> No
             others.add(other.submit(torch.get_num_threads).result())
         return 2 * x
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        trial.fastest("attention", {"old": kernel, "new": kernel}, X, 2 * X, 1e-5)
-        assert (own, others, torch.get_num_threads()) == ({3, 1}, {3}, 3)  # more prove that one is right
-    finally:
-        torch.set_num_threads(before)
+    trial.fastest("attention", {"old": kernel, "new": kernel}, X, 2 * X, 1e-5)
+    assert (own, others, torch.get_num_threads()) == ({3, 1}, {3}, 3)  # more prove that one is right
 
 
+@pytest.mark.usefixtures("three_threads")
 def test_a_thread_that_computes_alone_has_no_help_from_others() -> None:
     x = torch.randn(1000, 1000)
     packed = kernels.pack(x)
@@ -257,13 +262,8 @@ def test_a_thread_that_computes_alone_has_no_help_from_others() -> None:
             found[name] = (time.process_time() - process) / (time.thread_time() - thread)
         return found
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        with ThreadPoolExecutor(1) as ending:
-            assert all(number < 1.5 for number in ending.submit(cores).result().values())
-    finally:
-        torch.set_num_threads(before)
+    with ThreadPoolExecutor(1) as ending:
+        assert all(number < 1.5 for number in ending.submit(cores).result().values())
 
 
 @pytest.mark.parametrize(("dtype", "choice"), EVERY, ids=NAMES)
