@@ -55,31 +55,35 @@ def encode_image(vit: Module, pixels: Tensor) -> Tensor:
     return vit.norm(_together(parts))  # type: ignore[no-any-return]
 
 
-def encode_text(bert: Module, ids: Tensor, mask: Tensor, image: Tensor | None) -> Tensor:
+def encode_text(bert: Module, ids: Tensor, mask: Tensor, image: Tensor) -> Tensor:
     """The `last_hidden_state` of LAVIS's BertModel as an encoder.
 
     Args:
         bert: LAVIS's BertModel (XBertEncoder).
         ids: (B, L) token ids.
         mask: (B, L) bool, False at padding.
-        image: (B, N, C) states to attend to (LAVIS's mode "multimodal"), or None (its mode "text").
+        image: (I, N, C) states, which the first I texts attend to (LAVIS's mode "multimodal"); those after them attend
+            to none (its mode "text").
 
     Returns:
         (B, L, C); ignore the rows at padding.
     """
-    assert ids.ndim == 2 and mask.shape == ids.shape, (ids.shape, mask.shape)
+    assert ids.ndim == 2 and mask.shape == ids.shape and len(image) <= len(ids), (ids.shape, mask.shape, image.shape)
     x = embed(bert, ids, torch.arange(ids.shape[1], device=ids.device))
     hidden = additive(mask[:, None, None, :], x.dtype)
     absorbed = getattr(bert.encoder.layer[0].crossattention.self, "absorbed", None)
-    packed = None if image is None or absorbed is None else absorbed.pack(image)
-    cross: KeysValues | AttendStates | None = None
+    packed = None if absorbed is None else absorbed.pack(image)
     for layer in bert.encoder.layer:
-        if packed is not None:
-            cross = partial(layer.crossattention.self.absorbed, states=packed)
-        elif image is not None:
+        cross: KeysValues | AttendStates
+        if packed is None:
             cross = keys_values(layer.crossattention, image)
+        else:
+            cross = partial(layer.crossattention.self.absorbed, states=packed)
         q, own = queries_keys_values(layer.attention, x)
-        x = bert_layer(layer, x, q, own, cross, mask=hidden)
+        x = _attend_own(layer, x, q, own, hidden)
+        seeing, blind = x.split([len(image), len(x) - len(image)])
+        seeing = _attend_cross(layer, seeing, cross)
+        x = _feed_forward(layer, torch.cat([seeing, blind]) if len(blind) else seeing)
     return x
 
 
@@ -131,21 +135,18 @@ def bert_layer(
     x: Tensor,
     q: Tensor,
     own: KeysValues,
-    cross: KeysValues | AttendStates | None,
+    cross: KeysValues,
     *,
     mask: Tensor | None = None,
     cross_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    """One BertLayer on x (B, T, C): attention of q to `own`, then to `cross` if given, then the feed-forward part.
+    """One BertLayer on x (B, T, C): attention of q to `own`, then to `cross`, then the feed-forward part.
 
     It may write to x. The masks are added to the scores and broadcast to (B, H, T, S); see `additive`.
     """
-    x = _add(layer.attention.output, attend(q, own, mask, is_causal), x)
-    if cross is not None:
-        q = _queries(layer.crossattention, x)
-        x = _add(layer.crossattention.output, cross(q) if callable(cross) else attend(q, cross, cross_mask), x)
-    return _add(layer.output, layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x)), x)
+    x = _attend_own(layer, x, q, own, mask, is_causal)
+    return _feed_forward(layer, _attend_cross(layer, x, cross, cross_mask))
 
 
 def split_heads(attention: Module, x: Tensor, parts: int = 1) -> Tensor:
@@ -295,6 +296,23 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
 def _joined_heads(x: Tensor) -> Tensor:
     """(B, H, T, d) -> (B, T, H*d)."""
     return x.transpose(1, 2).flatten(2)
+
+
+def _attend_own(
+    layer: Module, x: Tensor, q: Tensor, own: KeysValues, mask: Tensor | None, is_causal: bool = False
+) -> Tensor:
+    return _add(layer.attention.output, attend(q, own, mask, is_causal), x)
+
+
+def _attend_cross(
+    layer: Module, x: Tensor, cross: KeysValues | AttendStates, cross_mask: Tensor | None = None
+) -> Tensor:
+    q = _queries(layer.crossattention, x)
+    return _add(layer.crossattention.output, cross(q) if callable(cross) else attend(q, cross, cross_mask), x)
+
+
+def _feed_forward(layer: Module, x: Tensor) -> Tensor:
+    return _add(layer.output, layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x)), x)
 
 
 def _queries(attention: Module, x: Tensor) -> Tensor:

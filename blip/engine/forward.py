@@ -5,7 +5,7 @@ Shapes: B samples, S pixels, N image states, L text tokens, P prompt tokens, V w
 """
 
 import torch.nn.functional as F
-from torch import Tensor, stack
+from torch import Tensor, cat, stack
 
 from blip.engine.decoder import CachedDecoder
 from blip.engine.encoders import Module, encode_image, encode_text, normalise
@@ -31,8 +31,9 @@ def begin_answer(
 def match_scores(net: Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, 2) in float32: the probability of a match and the cosine of the features, of a BlipITM."""
     image = _image(net, pixels)
-    text = encode_text(net.text_encoder, ids, mask, None)[:, 0]  # (B, C)
-    pair = encode_text(net.text_encoder, _marked(net, ids), mask, image)[:, 0]  # (B, C)
+    # Both heads' texts at the same time: the weights are read once.
+    states = encode_text(net.text_encoder, cat([_marked(net, ids), ids]), mask.repeat(2, 1), image)
+    pair, text = states[:, 0].chunk(2)  # (B, C)
     probabilities = _linear(net.itm_head, pair).softmax(-1)[:, 1]  # (B,)
     similarities = F.cosine_similarity(_linear(net.vision_proj, image[:, 0]), _linear(net.text_proj, text))  # (B,)
     return stack((probabilities, similarities), dim=1)
