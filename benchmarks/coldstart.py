@@ -110,9 +110,9 @@ def time_start(directory: Path, environment: dict[str, str]) -> Start:
         return Start(time.monotonic() - started, max(server.peak_memory()))
 
 
-def profile(bundle: Path) -> dict[str, float]:
+def profile(bundle: Path, device: str = "cpu") -> dict[str, float]:
     """Seconds of the stages of our setup, in order, in a fresh process without the server."""
-    command = [sys.executable, "-m", "benchmarks.stages", str(bundle), str(time.time())]
+    command = [sys.executable, "-m", "benchmarks.stages", str(bundle), str(time.time()), device]
     ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     stages: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return stages

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from benchmarks.coldstart import profile
 from benchmarks.harness import DEADLINE, MIB, ROOT, START, Server
 from benchmarks.hf_environment import MissingError, hf_python
 from benchmarks.latency import precisions
@@ -101,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scenes", type=int, default=200, help="drawn scenes to compare outputs on (default 200)")
     parser.add_argument("--pictures", type=int, default=16, help="random ones to compare outputs on (default 16)")
-    parser.add_argument("--no-http", action="store_true", help="leave the server out")
+    parser.add_argument("--no-http", action="store_true", help="leave the load by HTTP out")
     parser.add_argument("--dry-run-on-cpu", "--quick", action="store_true", help="small models on the CPU: a trial")
     options = parser.parse_args(argv)
     dry = options.dry_run_on_cpu
@@ -121,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
         hugging_face(bench)
         speed(bench, bundle, default)
         failures(bench, bundle, default)
+        start(bench, path, default)
         if not options.no_http:
             http(bench, path, default)
     result = {
@@ -337,20 +339,28 @@ def little_memory(bench: Bench, fits: Callable[[], Any]) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def http(bench: Bench, bundle: Path, dtype: str) -> None:
-    """The server: start to READY, then clients that ask one request after another."""
-    begin = time.perf_counter()
-    settings = {
-        "BLIP_DEVICE": bench.device.type,
-        "BLIP_WEIGHTS": str(bundle),
-        "BLIP_DTYPE": dtype,
-        "BLIP_MAX_BATCH": str(bench.largest),
-        "COG_MAX_CONCURRENCY": str(CLIENTS),
-        "COG_LOG_LEVEL": "error",
-    }
-    with Server(settings) as server:
-        server.wait_for("READY", START)
+def start(bench: Bench, bundle: Path, dtype: str) -> None:
+    """The server with batches as by default: start to READY and memory; then the stages of its setup."""
+    before, begin = bench.memory(), time.perf_counter()
+    with serving(bench, bundle, dtype):
         bench.note("start to READY", round(time.perf_counter() - begin, 1), "s")
+        bench.note("card in use by the server, its context included", bench.memory() - before, "MiB")
+    for stage, seconds in profile(bundle, bench.device.type).items():
+        bench.note(f"setup without the server: {stage}", seconds, "s")
+
+
+@contextmanager
+def serving(bench: Bench, bundle: Path, dtype: str, **settings: str) -> Iterator[Server]:
+    """The server with these weights, READY."""
+    environment = {"BLIP_DEVICE": bench.device.type, "BLIP_WEIGHTS": str(bundle), "BLIP_DTYPE": dtype, **settings}
+    with Server({**environment, "COG_LOG_LEVEL": "error"}) as server:
+        server.wait_for("READY", START)
+        yield server
+
+
+def http(bench: Bench, bundle: Path, dtype: str) -> None:
+    """Clients that ask the server one request after another."""
+    with serving(bench, bundle, dtype, BLIP_MAX_BATCH=str(bench.largest), COG_MAX_CONCURRENCY=str(CLIENTS)) as server:
         for workload, kinds in WORKLOADS.items():
             cell = measure(server.url, kinds, CLIENTS, 1.0 if bench.small else SECONDS)
             bench.note(f"{CLIENTS} clients over HTTP, {workload}", round(cell.rate, 1), "per s")

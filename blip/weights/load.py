@@ -84,8 +84,10 @@ def _with_graphs(models: dict[str, Model], device: torch.device, max_batch: int)
     record = CudaRecorder()
     gc.collect()
     gc.freeze()  # every capture collects garbage, which takes long where there are this many objects
+    largest_first = sorted(models, key=lambda task: models[task].image_size, reverse=True)  # others fit in its memory
     try:
-        return {task: model.with_graphs(max_batch, record) for task, model in models.items()}
+        recorded = {task: models[task].with_graphs(max_batch, record) for task in largest_first}
+        return {task: recorded[task] for task in models}
     finally:
         gc.unfreeze()
         torch.cuda.empty_cache()  # what was used to record and to prove

@@ -116,6 +116,7 @@ def test_gpu_tries_everything_with_small_models_on_the_cpu(results: Results) -> 
         assert figures[f"random, 16 pictures, float32, {task}: different"].startswith("0.0%")
         assert figures[f"LAVIS, float32, {task} alone [ms]"] > 0
     assert figures["memory for four: answers of sixteen that come, and are the same"] == 16
+    assert figures["start to READY [s]"] > sum(value for name, value in figures.items() if "predictions of" in name) > 0
     assert figures["64 clients over HTTP, mixed: largest batch"] == 4
     assert figures["64 clients over HTTP, mixed: lost"] == {}
 
