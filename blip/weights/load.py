@@ -15,6 +15,7 @@ from blip.engine.model import Model
 from blip.errors import ConfigError
 from blip.lavis import build, fill, make_tokenizer
 from blip.weights.bundle import Bundle, understanding
+from blip.weights.settings import check_numbers
 
 
 def load_models(
@@ -32,7 +33,8 @@ def load_models(
     kernels that are not `pinned` (see `trial.pinned`) are chosen here, on the first model's shapes for all.
 
     Raises:
-        BundleError: a parameter is not in the bundle, has another shape, or a tensor is not used.
+        BundleError: a model cannot do what its config says, a parameter is not in the bundle, has another shape, or a
+            tensor is not used.
         ConfigError: `dtype` or a pinned kernel is not available on `device`.
     """
     with _refusals():
@@ -45,6 +47,7 @@ def load_models(
         key = f"{bundle.vocabulary(task)} {config.get('tokenizer')}"
         with understanding(bundle.path, task):
             tokenizers[key] = tokenizers.get(key) or load_tokenizer(bundle, task)
+            check_numbers(task, config, tokenizers[key])
             nets[task] = build(task, config, tokenizers[key])
             searches[task] = None if task == "match" else Search.of(config)
 

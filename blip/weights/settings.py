@@ -53,11 +53,18 @@ def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, A
     Raises:
         BundleError: it names the setting, its value and the limit.
     """
+    check_numbers(task, config, tokenizer)
+    return {**config, "prompt": _prompt(config["prompt"], tokenizer)} if task == "caption" else dict(config)
+
+
+def check_numbers(task: str, config: Mapping[str, Any], tokenizer: Any) -> None:
+    """Raise a BundleError, which names the setting, its value and the limit, unless the model has room for them."""
     positions = config["text"]["max_position_embeddings"]
     if task != "match":
         begin = 1
         if task == "caption":
-            config = {**config, "prompt": _prompt(config["prompt"], tokenizer)}
+            if len(config["prompt"]) > LONGEST_PROMPT:
+                raise BundleError(f"caption.prompt has {len(config['prompt'])} characters; use {LONGEST_PROMPT} at most.")
             begin = prompt_tokens(config["prompt"], tokenizer)
             if config.get("library") == "transformers" and begin >= config["max_txt_len"]:
                 most = config["max_txt_len"] - 2
@@ -67,7 +74,6 @@ def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, A
         _within(task, config, "min_length", 0, config["max_length"])
     if task != "caption":
         _within(task, config, "max_txt_len", 3, positions)
-    return dict(config)
 
 
 def _within(task: str, config: Mapping[str, Any], name: str, least: int, most: int) -> None:
@@ -78,8 +84,6 @@ def _within(task: str, config: Mapping[str, Any], name: str, least: int, most: i
 
 def _prompt(prompt: str, tokenizer: Any) -> str:
     """The prompt as it comes back at the beginning of a caption, where it is cut off by its length."""
-    if len(prompt) > LONGEST_PROMPT:
-        raise BundleError(f"caption.prompt has {len(prompt)} characters; use {LONGEST_PROMPT} at most.")
     ids = tokenizer(prompt).input_ids[1:-1]
     if tokenizer.unk_token_id in ids:
         raise BundleError(f"caption.prompt={prompt} has a word that the model's vocabulary lacks; use another.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import resource
@@ -690,12 +691,26 @@ def test_a_config_that_is_none_is_one_sentence(tmp_path: Path, config: dict[str,
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
 
 
+def load_with(tmp_path: Path, config: dict[str, Any]) -> None:
+    with BundleWriter(tmp_path / "odd", name="odd", dtype="float32", source="", note="") as writer:
+        writer.vocabulary(SPECIAL)
+        writer.model("caption", config, {"weight": torch.zeros(1)})
+    load_models(open_bundle(tmp_path / "odd"), CPU, "float32")
+
+
 @pytest.mark.parametrize("setting", ["num_beams", "min_length", "max_length"])
 def test_a_config_that_lacks_a_setting_of_the_search_is_one_sentence(tmp_path: Path, setting: str) -> None:
     config = open_bundle(DEMO).config("caption")
     del config[setting]
-    with BundleWriter(tmp_path / "odd", name="odd", dtype="float32", source="", note="") as writer:
-        writer.vocabulary(SPECIAL)
-        writer.model("caption", config, {"weight": torch.zeros(1)})
     with pytest.raises(BundleError, match=rf"is not the configuration of a model \(KeyError: '{setting}'\); make the"):
-        load_models(open_bundle(tmp_path / "odd"), CPU, "float32")
+        load_with(tmp_path, config)
+
+
+@pytest.mark.parametrize("setting", ["num_beams=0", 'num_beams="3"', "num_beams=2.5", "max_length=2", "min_length=31"])
+def test_a_config_written_by_hand_that_no_model_can_follow_is_one_sentence(tmp_path: Path, setting: str) -> None:
+    name, _, value = setting.partition("=")
+    config = {**open_bundle(DEMO).config("caption"), name: json.loads(value)}
+    with pytest.raises(
+        BundleError, match=rf"^caption\.{name}=.+ is beyond the model; set it to a number from \d+ to \d+\.$"
+    ):
+        load_with(tmp_path, config)
