@@ -63,8 +63,9 @@ def check_numbers(task: str, config: Mapping[str, Any], tokenizer: Any) -> None:
     if task != "match":
         begin = 1
         if task == "caption":
-            if len(config["prompt"]) > LONGEST_PROMPT:
-                raise BundleError(f"caption.prompt has {len(config['prompt'])} characters; use {LONGEST_PROMPT} at most.")
+            characters = len(config["prompt"])
+            if characters > LONGEST_PROMPT:
+                raise BundleError(f"caption.prompt has {characters} characters; use {LONGEST_PROMPT} at most.")
             begin = prompt_tokens(config["prompt"], tokenizer)
             if config.get("library") == "transformers" and begin >= config["max_txt_len"]:
                 most = config["max_txt_len"] - 2
