@@ -8,6 +8,7 @@ The operators are those of torch 2.8.0.
 """
 
 import ctypes
+import sys
 from functools import cache, partial
 from typing import Any
 
@@ -89,18 +90,18 @@ def inputs_at_a_time(weight: Tensor) -> int:
     return UNSHARED_INPUTS if is_shared else weight.shape[1]
 
 
-def rows_at_a_time(weight: Tensor) -> int | None:
+def rows_at_a_time(weight: Tensor) -> int:
     """How many rows of small samples to multiply by a weight (out, in) at a time, that all sums be of one order.
 
-    None where the order does not depend on the number of rows, 0 where each sample is to be multiplied alone.
+    0 where every sample, small or not, is to be multiplied alone.
     """
     outputs, inputs = weight.shape
     if weight.dtype != torch.float32:
-        return None
+        return sys.maxsize
     if not _have_one_order(min(inputs, UNSHARED_INPUTS), 2):  # a processor without AVX2
         return 0
     if _have_one_order(min(inputs, UNSHARED_INPUTS), FEW_ROWS + 1):
-        return None
+        return sys.maxsize
     return FEWER_ROWS if outputs % 32 == 0 or outputs >= 64 * torch.get_num_threads() else FEWEST_ROWS
 
 

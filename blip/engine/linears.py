@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The product with the weight, plus the bias."""
         rows = x.shape[1:-1].numel()  # of a sample
-        if self._rows is None or (self._rows and rows > kernels.FEW_ROWS) or len(x) * rows <= self._rows:
+        if (self._rows and rows > kernels.FEW_ROWS) or len(x) * rows <= self._rows:
             return self._multiply(x)
         parts = x.flatten(0, -2).split(max(rows, self._rows))
         out: Tensor = torch.cat([self._multiply(part) for part in parts]).unflatten(0, x.shape[:-1])
