@@ -285,13 +285,11 @@ def test_cancel_ends_the_prediction(watched: Watched, server: Server, files: Fil
     watched.page.fill("#address", f"{files.url}/held/pair.jpg")
     watched.page.click("#ask")
     wait_until(lambda: files.requests == 1, "the download")
-    ids: list[str] = []
-    watched.page.on("requestfailed", lambda request: ids.append(json.loads(request.post_data or "")["id"]))
-    watched.page.click("#cancel")
+    with watched.page.expect_event("requestfailed") as ended:
+        watched.page.click("#cancel")
     expect(watched.page.locator("#time")).to_have_text("Canceled.")
     expect(watched.page.locator("#ask")).to_be_focused()
-    wait_until(lambda: bool(ids), "the end of the request")
-    state = f"{server.url}/predictions/{ids[0]}"
+    state = f"{server.url}/predictions/{json.loads(ended.value.post_data or '')['id']}"
     wait_until(lambda: requests.get(state, timeout=DEADLINE).json()["status"] == "canceled", "canceled")
     files.release.set()
 
