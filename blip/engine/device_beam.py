@@ -22,6 +22,7 @@ class DeviceSearch:
         prompt: (P,), the same for all.
         next: (B, K), the tokens chosen for the live beams; any word for done samples.
         parents: (B, K), the beams that they continue.
+        scores: (B, K), summed log probabilities of the live beams, best first.
         done: (B,) bool.
     """
 
@@ -36,7 +37,7 @@ class DeviceSearch:
         self._chosen = torch.zeros(2, batch, beams, dtype=torch.long, device=device)
         self.next, self.parents = self._chosen
         self._history = torch.zeros(longest, 2, batch, beams, dtype=torch.long, device=device)  # what was chosen
-        self._scores = torch.zeros(batch, beams, device=device)  # of the live beams, best first
+        self.scores = torch.zeros(batch, beams, device=device)
         # Hypotheses: their scores, as Python's numbers are, and their orders. First come those that end in this step if
         # the candidates of that rank do, then those kept. An order is (length K + rank) K + parent: it tells what was
         # added later, and where the tokens are. A place without a hypothesis has NaN, and an order below zero.
@@ -62,7 +63,7 @@ class DeviceSearch:
         """Begin where `real` (B,) is true; the other samples are padding, and done."""
         self._position.fill_(len(self.prompt))
         self._lengths.copy_(self._lengths_at_first)
-        self._scores.copy_(self._first.expand_as(self._scores))
+        self.scores.copy_(self._first.expand_as(self.scores))
         scores, orders = self._kept
         scores.fill_(math.nan)
         orders.copy_((self._ranks - len(self._ranks)).expand_as(orders))
@@ -72,7 +73,7 @@ class DeviceSearch:
     def advance(self, logits: Tensor) -> None:
         """Choose the next tokens by the logits (B, K, V) of the live beams; what done samples have finished stays."""
         _, beams, vocab = logits.shape
-        totals = ranked(logits, self._scores, self._search)  # (B, K, V)
+        totals = ranked(logits, self.scores, self._search)  # (B, K, V)
         totals[..., self._eos].masked_fill_(self._length < self._search.min_length, -math.inf)
         top, ids = best(totals)  # (B, 2K)
         tokens, parents = self._candidates
@@ -86,7 +87,7 @@ class DeviceSearch:
         ends = tokens == self._eos
         ended = ends.cumsum(1)  # (B, 2K), with those before
         chosen = (ended[:, None] > self._ahead).sum(-1)  # (B, K) ranks
-        torch.gather(top, 1, chosen, out=self._scores)
+        torch.gather(top, 1, chosen, out=self.scores)
         torch.gather(self._candidates, 2, chosen.expand(2, -1, -1), out=self._chosen)
         self._history.index_copy_(0, self._position, self._chosen[None])
 
@@ -121,7 +122,7 @@ class DeviceSearch:
             ended: Tensor = ~kept.isnan().squeeze(1)
             return ended
         # Had the best live beam ended after this step, or at last.
-        now, longest = self._round(self._scores[:, :1] / self._lengths[2:]).split(1, dim=1)
+        now, longest = self._round(self.scores[:, :1] / self._lengths[2:]).split(1, dim=1)
         bound = torch.minimum(first, now) if self._search.rules == "lavis" else now
         done: Tensor = (kept >= bound).all(1) | (kept > longest).any(1)
         return done
@@ -130,12 +131,12 @@ class DeviceSearch:
         """As `Search.score` does it, in place."""
         return scores if self._search.rules == "lavis" else scores.copy_(scores.float())
 
-    def samples(self, batch: int) -> list[Sample]:
-        """Read the first `batch` searches from the device, as they stand."""
+    def samples(self, batch: int, chosen: int) -> list[Sample]:
+        """Read the first `batch` searches from the device, as they stand after `chosen` calls of `advance`."""
         beams, first = self._search.num_beams, len(self.prompt)
         flags = torch.stack((self.done, self._failed), dim=1)
-        state = torch.cat((self._scores.double(), *self._kept, flags.double()), dim=1)[:batch].cpu()
-        length = int(self._length)
+        state = torch.cat((self.scores.double(), *self._kept, flags.double()), dim=1)[:batch].cpu()
+        length = first + chosen
         history = self._history[first:length, :, :batch].cpu()
         orders = state[:, 2 * beams : 3 * beams].long()
         # Trace the live beams and the hypotheses back, all at the same time, each from its own length.
@@ -184,4 +185,5 @@ def agrees(device: torch.device, search: Search, kind: type[DeviceSearch] = Devi
     tried.advance(first[:, None].expand(-1, search.num_beams, -1))
     for length in range(1, search.max_length - len(prompt)):
         tried.advance(table[length][tried.next])
-    return [sample.tokens for sample in tried.samples(batch)] == [sample.tokens for sample in wanted]
+    found = tried.samples(batch, search.max_length - len(prompt))
+    return [sample.tokens for sample in found] == [sample.tokens for sample in wanted]

@@ -8,8 +8,9 @@ Nothing is trusted: each graph is replayed on random input and compared with the
 differs or cannot be made, batches of its size go without.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ from blip.engine.decoder import CachedDecoder, DecoderShape
 from blip.engine.device_beam import DeviceSearch
 from blip.engine.encoders import Module
 
-#: Something done in fixed buffers; it returns one of them, which the next work may use again.
-Work = Callable[[], Tensor]
+#: Something done in fixed buffers; it returns those that it wrote, which the next work may use again. The first has its
+#: numbers, the others what follows from them.
+Work = Callable[[], tuple[Tensor, ...]]
 #: Gives what does a work again.
 Recorder = Callable[[Work], Work]
+Made = TypeVar("Made")
 #: How far numbers may be off where a library takes another kernel in a graph, as a part of the largest of them.
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -42,12 +45,21 @@ class CudaRecorder:
             work()
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = work()
+        try:
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),  # a capture that fails does not go back to it by itself
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                results = work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # the allocator takes the memory of such a capture for one that still goes on
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
 
-        def replay() -> Tensor:
+        def replay() -> tuple[Tensor, ...]:
             graph.replay()
-            return result
+            return results
 
         return replay
 
@@ -97,18 +109,20 @@ class Inputs:
         self.real[batch:].fill_(False)
 
     def draw(self, words: int) -> None:
-        """Fill all rows at random, with texts of ids below `words`."""
+        """Fill all rows at random, with texts of any length and of ids below `words`; the first row is real."""
         self.pixels.random_(256)
         self.ids.random_(words)
-        self.mask.fill_(True)
-        self.real.fill_(True)
+        lengths = torch.empty_like(self.ids[:, :1]).random_(1, self.ids.shape[1] + 1)
+        torch.lt(torch.arange(self.ids.shape[1], device=self.ids.device), lengths, out=self.mask)
+        self.real.random_(2)
+        self.real[:1].fill_(True)
 
 
 class Graphs:
     """The recorded works of each bucket, for those that proved right."""
 
     def __init__(self, net: Module, works: dict[int, list[Work]], inputs: Inputs, record: Recorder) -> None:
-        """Record and prove the works of each bucket, given in the order in which they are done."""
+        """Record and prove the works of each bucket: what is done once, then what may be done again and again."""
         self.inputs = inputs
         self._works = works  # they hold the buffers that the recorded ones read and write
         self._recorded: dict[int, list[Work]] = {}
@@ -117,14 +131,16 @@ class Graphs:
             try:
                 recorded = [record(work) for work in works[size]]
                 inputs.draw(len(net.tokenizer))
-                proven = all(_replays(works[size], recorded, index, bound) for index in range(len(recorded)))
-                reason = "" if proven else "its results differ"
+                if _are_proven(self._proof(works[size]), self._proof(recorded), bound):
+                    self._recorded[size] = recorded
+                else:
+                    _say_without(size, "its results differ")
             except RuntimeError as error:  # no memory, or something that cannot be captured
-                reason = str(error).partition("\n")[0]
-            if reason:
-                print(f"Batches of {size} run without a CUDA graph: {reason}", flush=True)
-            else:
-                self._recorded[size] = recorded
+                _say_without(size, error)
+
+    def _proof(self, works: list[Work]) -> list[Work]:
+        """What is done to prove the works of a bucket."""
+        return works
 
     @property
     def sizes(self) -> list[int]:
@@ -149,13 +165,14 @@ class MatchGraphs(Graphs):
 
     @staticmethod
     def _work(net: Module, inputs: Inputs) -> Work:
-        return lambda: forward.match_scores(net, inputs.pixels, inputs.ids, inputs.mask)
+        return lambda: (forward.match_scores(net, inputs.pixels, inputs.ids, inputs.mask),)
 
     def run(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """`forward.match_scores` for a batch that there is room for; valid until the next run."""
         self.inputs.fill(pixels, ids, mask)
         (match,) = self._recorded[self.bucket(len(pixels))]
-        return match()[: len(pixels)]
+        (scores,) = match()
+        return scores[: len(pixels)]
 
 
 class TextGraphs(Graphs):
@@ -164,7 +181,7 @@ class TextGraphs(Graphs):
     def __init__(self, net: Module, shape: DecoderShape, prompt: Tensor, inputs: Inputs, record: Recorder) -> None:
         """For batches of up to the shape's, which begin with `prompt` (P,)."""
         whole = CachedDecoder(net.text_decoder, shape)
-        self._prompt_length, self._max_length = len(prompt), shape.search.max_length
+        self._most_steps = shape.search.max_length - len(prompt) - 1  # the first token needs none
         # The host reads the flag while the device is at work.
         self._flag = torch.zeros((), dtype=torch.bool, pin_memory=prompt.is_cuda)
         self._searches: dict[int, DeviceSearch] = {}
@@ -178,12 +195,12 @@ class TextGraphs(Graphs):
     def _begin_and_step(self, net: Module, inputs: Inputs, decoder: CachedDecoder, search: DeviceSearch) -> list[Work]:
         prompt = search.prompt.expand(decoder.shape.batch, -1)
 
-        def advance(logits: Tensor) -> Tensor:
+        def advance(logits: Tensor) -> tuple[Tensor, ...]:
             search.advance(logits)
             self._flag.copy_(search.done.all(), non_blocking=True)
-            return logits
+            return logits, search.next, search.parents, search.scores, search.done, self._flag
 
-        def begin() -> Tensor:
+        def begin() -> tuple[Tensor, ...]:
             if decoder.shape.masked:
                 logits = forward.begin_answer(net, decoder, inputs.pixels, inputs.ids, inputs.mask, prompt)
             else:
@@ -191,7 +208,14 @@ class TextGraphs(Graphs):
             search.start(inputs.real)
             return advance(logits[:, None].expand(-1, decoder.shape.beams, -1))
 
+        if not self._most_steps:
+            return [begin]
         return [begin, lambda: advance(decoder.step(search.next, search.parents))]
+
+    def _proof(self, works: list[Work]) -> list[Work]:
+        """With two steps where there may be two: the second is the first that has beams to reorder."""
+        begin, *steps = works
+        return [begin, *(steps * 2)[: self._most_steps]]
 
     def run(
         self, follow: bool, pixels: Tensor, ids: Tensor | None = None, mask: Tensor | None = None
@@ -199,13 +223,14 @@ class TextGraphs(Graphs):
         """As `beam.beam_search`, for a batch that there is room for; without `follow` only the outcome is yielded."""
         batch, bucket = len(pixels), self.bucket(len(pixels))
         search = self._searches[bucket]
-        begin, step = self._recorded[bucket]
+        begin, *steps = self._recorded[bucket]
         self.inputs.fill(pixels, ids, mask)
         self._flag.fill_(False)  # the device is idle: the run before has been read
         pace = _Pace(pixels.is_cuda)
         begin()
-        for _ in range(self._prompt_length + 1, self._max_length):
-            samples = search.samples(batch) if follow else []
+        chosen = 1  # tokens
+        for step in steps * self._most_steps:
+            samples = search.samples(batch, chosen) if follow else []
             if not follow:
                 pace.wait()
             if self._flag:
@@ -213,7 +238,8 @@ class TextGraphs(Graphs):
             if follow:
                 yield samples
             step()
-        yield search.samples(batch)
+            chosen += 1
+        yield search.samples(batch, chosen)
 
 
 class _Pace:
@@ -232,17 +258,52 @@ class _Pace:
                 before.synchronize()
 
 
+def for_as_many(make: Callable[[int], Made], max_batch: int) -> Made | None:
+    """What `make` makes for batches of up to `max_batch`, or of as many as memory allows; None if it allows none."""
+    for size in reversed(bucket_sizes(max_batch)):
+        try:
+            return make(size)
+        except RuntimeError as error:
+            _say_without(size, error)
+    return None
+
+
 def bucket_sizes(max_batch: int) -> list[int]:
     """The powers of two below `max_batch`, and `max_batch`."""
     return [*(2**power for power in range((max_batch - 1).bit_length())), max_batch]
 
 
-def _replays(works: list[Work], recorded: list[Work], index: int, bound: float) -> bool:
-    """Whether the recorded work at `index`, after those before it, gives what the work itself gives."""
-    results = []
-    for last in (works[index], recorded[index]):
-        for work in works[:index]:
-            work()
-        results.append(last().clone())
-    plain, replayed = results
-    return bool(((plain - replayed).abs() <= bound * plain.abs().amax()).all())
+def _say_without(size: int, reason: object) -> None:
+    first_line = str(reason).partition("\n")[0]
+    print(f"Batches of {size} run without a CUDA graph: {first_line}", flush=True)
+
+
+def _are_proven(works: list[Work], recorded: list[Work], bound: float) -> bool:
+    """Whether the recorded works, done one after the other, give what the works themselves give."""
+    before = recorded  # what each finds in the buffers comes from these
+    for index, wanted in enumerate(_outcomes(works)):
+        *_, found = _outcomes([*before[:index], recorded[index]])
+        if not _agree(wanted, found, bound):
+            return False
+        if not wanted[0].equal(found[0]):
+            before = works  # for other words may be chosen from other numbers, and all that follows is another search
+    return True
+
+
+def _outcomes(works: Sequence[Work]) -> list[list[Tensor]]:
+    """What each of the works gives, in memory of its own."""
+    outcomes = []
+    for work in works:
+        results = work()
+        if results[0].is_cuda:
+            torch.cuda.synchronize()  # some of them are in the host's memory
+        outcomes.append([result.clone() for result in results])
+    return outcomes
+
+
+def _agree(wanted: Sequence[Tensor], found: Sequence[Tensor], bound: float) -> bool:
+    """Whether the numbers are equal and so is what follows from them, or differ within the bound."""
+    numbers, others = wanted[0], found[0]
+    if numbers.equal(others):
+        return all(map(torch.equal, wanted, found))
+    return bool(((numbers - others).abs() <= bound * numbers.abs().amax()).all())

@@ -1,6 +1,7 @@
 """One task's model with the settings from its bundle."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -8,7 +9,7 @@ from blip.engine.beam import Search
 from blip.engine.decoder import DecoderShape
 from blip.engine.encoders import Module, padded_length
 from blip.engine.generate import answer_prompt, caption_prompt
-from blip.engine.graphs import Graphs, Inputs, MatchGraphs, Recorder, TextGraphs
+from blip.engine.graphs import Graphs, Inputs, MatchGraphs, Recorder, TextGraphs, for_as_many
 
 LONGEST_TEXT = 48  # tokens that graphs have room for: all of LAVIS's texts; a longer one runs without
 
@@ -40,9 +41,12 @@ class Model:
         """The graphs of its task."""
         return self.texts or self.matches
 
-    @torch.inference_mode()
     def with_graphs(self, max_batch: int, record: Recorder) -> "Model":
-        """The same model, with works for batches of up to `max_batch` recorded."""
+        """The same model, with works recorded for batches of up to `max_batch`, or of as many as memory allows."""
+        return for_as_many(partial(self._recorded, record), max_batch) or self
+
+    @torch.inference_mode()
+    def _recorded(self, record: Recorder, max_batch: int) -> "Model":
         answers = hasattr(self.net, "text_encoder")
         # Of the texts that come with the images.
         length = padded_length(self.net.text_encoder, min(self.net.max_txt_len, LONGEST_TEXT)) if answers else 1

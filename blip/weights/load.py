@@ -1,7 +1,7 @@
 """A weights bundle -> LAVIS's models on the device."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 
 from blip.engine import device_beam, kernels, precision
 from blip.engine.beam import Search
-from blip.engine.graphs import CudaRecorder
+from blip.engine.graphs import CudaRecorder, Recorder
 from blip.engine.model import Model
 from blip.errors import ConfigError
 from blip.lavis import build, fill, make_tokenizer
@@ -66,7 +66,7 @@ def load_models(
     if device.type == "cpu":
         kernels.keep_memory()  # from now on: what loading needed has gone back
     elif cuda_graphs:
-        models = _with_graphs(models, device, max_batch)
+        models = with_graphs(models, max_batch, CudaRecorder())
     return models
 
 
@@ -79,15 +79,25 @@ def _refusals() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _with_graphs(models: dict[str, Model], device: torch.device, max_batch: int) -> dict[str, Model]:
-    searches = {model.search for model in models.values() if model.search}
-    if not all(device_beam.agrees(device, search) for search in searches):
-        print("Everything runs without CUDA graphs: the search on this device chooses other words.", flush=True)
+def with_graphs(
+    models: dict[str, Model],
+    max_batch: int,
+    record: Recorder,
+    agrees: Callable[[torch.device, Search], bool] = device_beam.agrees,
+) -> dict[str, Model]:
+    """The models with works for batches of up to `max_batch` recorded, where the search on the device `agrees`."""
+    try:
+        refusal = None
+        if not all(agrees(model.device, model.search) for model in models.values() if model.search):
+            refusal = "the search on this device chooses other words"
+    except RuntimeError as error:
+        refusal = str(error).partition("\n")[0]
+    if refusal:
+        print(f"Everything runs without CUDA graphs: {refusal}.", flush=True)
         return models
-    record = CudaRecorder()
+    largest_first = sorted(models, key=lambda task: models[task].image_size, reverse=True)  # others fit in its memory
     gc.collect()
     gc.freeze()  # every capture collects garbage, which takes long where there are this many objects
-    largest_first = sorted(models, key=lambda task: models[task].image_size, reverse=True)  # others fit in its memory
     try:
         recorded = {task: models[task].with_graphs(max_batch, record) for task in largest_first}
         return {task: recorded[task] for task in models}

@@ -65,7 +65,7 @@ class Case:
         seen = []
         for step in range(1, len(self.table)):
             search.advance(torch.cat((logits, torch.full_like(logits[:1], math.nan))))  # a row of padding
-            seen.append(outcomes(search.samples(self.batch)))
+            seen.append(outcomes(search.samples(self.batch, step)))
             if search.done.all() or len(self.prompt) + step == self.search.max_length:
                 break
             logits = self.scores(step, search.next[: self.batch])

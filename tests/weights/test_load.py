@@ -10,10 +10,12 @@ from torch import Tensor
 
 from blip.config import DEMO
 from blip.device import choose_device
+from blip.engine.graphs import Recorder
+from blip.engine.model import Model
 from blip.errors import BundleError, ConfigError
 from blip.lavis import build, fill
 from blip.weights.bundle import Bundle, open_bundle
-from blip.weights.load import load_models, load_tokenizer
+from blip.weights.load import load_models, load_tokenizer, with_graphs
 
 CPU = torch.device("cpu")
 
@@ -96,3 +98,39 @@ def test_an_automatic_device_falls_back_to_the_cpu_and_says_so(
 def test_a_bundle_directory_is_opened_where_it_is(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"There is no weights bundle at .*: manifest\.json is missing; set BLIP_W"):
         open_bundle(tmp_path)
+
+
+def refuse(*_: object) -> bool:
+    return False
+
+
+def fail(*_: object) -> bool:
+    raise RuntimeError("CUDA error: out of luck\nMore about it.")
+
+
+@pytest.mark.parametrize(
+    ("agrees", "reason"), [(refuse, "the search on this device chooses other words"), (fail, "CUDA error: out of luck")]
+)
+def test_where_the_search_is_not_proven_nothing_has_graphs_and_one_line_says_why(
+    demo: Bundle, agrees: Callable[..., bool], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = load_models(demo, CPU, "float32")
+    capsys.readouterr()
+    assert with_graphs(models, 2, lambda work: work, agrees) == models
+    assert capsys.readouterr().out == f"Everything runs without CUDA graphs: {reason}.\n"
+
+
+def test_graphs_are_recorded_for_the_largest_pictures_first_and_the_tasks_keep_their_order(demo: Bundle) -> None:
+    models = load_models(demo, CPU, "float32")
+    order: list[int] = []
+
+    class Recorded(Model):
+        def with_graphs(self, max_batch: int, record: Recorder) -> Model:  # noqa: ARG002
+            order.append(self.image_size)
+            return self
+
+    sizes = {"caption": 384, "answer": 480, "match": 384}
+    for task, model in models.items():
+        models[task] = Recorded(**{**vars(model), "image_size": sizes[task]})
+    assert list(with_graphs(models, 1, lambda work: work)) == list(models)
+    assert order == [480, 384, 384]
