@@ -56,7 +56,7 @@ def main(path: Path, started: float, device_name: str) -> None:
         verified.result()
         clock.mark("rest of the verification")
     for one in tasks:
-        for size in one.model.graphs.sizes if one.model.graphs else [1]:
+        for size in one.sizes(max_batch):
             one.say(one.run([one.example()] * size)[0])
     clock.mark("predictions of each task")
     print(json.dumps(clock.stages))

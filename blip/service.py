@@ -53,6 +53,7 @@ class Service:
         self.tasks = tasks
         self.pictures = pictures
         self.facts = facts
+        self._max_batch = max_batch
         self._preparing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "preparing")
         self._batcher = Batcher(self.run_batch, max_batch, check_device, _end_process)
 
@@ -71,14 +72,10 @@ class Service:
         return self._batcher.is_alive()
 
     def try_out(self) -> None:
-        """Make real predictions of each task, and see that pictures can be decoded.
-
-        One prediction, or on a GPU a batch of every size that there are graphs for.
-        """
+        """Make real predictions of each task, and see that pictures can be decoded."""
         self.pictures.wait()
         for name, task in self.tasks.items():
-            graphs = task.model.graphs
-            for size in (graphs.sizes if graphs else []) or [1]:
+            for size in task.sizes(self._max_batch):
                 for future in self._batcher.submit_together(name, [task.example()] * size):
                     task.say(future.result().value)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blip import engine
+from blip.engine.graphs import bucket_sizes
 from blip.engine.model import Model
 from blip.lavis import import_lavis
 from blip.texts import cut
@@ -73,6 +74,11 @@ class Task(ABC):
         """
         sample = self.prepare(bytearray(b"\x80") * (3 * self.model.image_size**2), "what is this?")
         return sample if self.model.graphs else replace(sample, tokens=TRIED_TOKENS)
+
+    def sizes(self, max_batch: int) -> list[int]:
+        """Batches of up to `max_batch` to try a machine with: on a GPU one for each bucket, with a graph or without."""
+        buckets = self.model.graphs is not None or self.model.device.type == "cuda"
+        return bucket_sizes(max_batch) if buckets else [1]
 
     @torch.inference_mode()
     def run(self, samples: Sequence[Sample]) -> Outputs:
