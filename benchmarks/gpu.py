@@ -4,7 +4,8 @@
 
 Weights are the demo's for outputs on drawn scenes, and random ones of full size for all else; captions have 20 tokens,
 answers 4. "different" is the share of outputs that are not those of LAVIS in float32 on the CPU; for a match, of
-decisions. It takes up to eight minutes. Prints a table and a line of JSON, and keeps the line under benchmarks/results.
+decisions. No part begins after eight minutes, and a part that fails costs no other. Prints a table and a line of JSON,
+and keeps the line under benchmarks/results, after each part as far as it is.
 """
 
 import argparse
@@ -32,11 +33,11 @@ from benchmarks.harness import DEADLINE, MIB, ROOT, START, Server
 from benchmarks.hf_environment import MissingError, hf_python
 from benchmarks.latency import precisions
 from benchmarks.machine import machine
-from benchmarks.outcome import finish, head
+from benchmarks.outcome import finish, head, keep
 from benchmarks.random_blip import normalised, random_pixels
 from benchmarks.random_bundle import write_bundle
 from benchmarks.scenes import Scenes, disagreement, lavis_results, load_exact, run, run_lavis
-from benchmarks.throughput import WORKLOADS, measure
+from benchmarks.throughput import INPUTS, measure
 from blip.batcher import Batcher
 from blip.device import check_device
 from blip.engine.encoders import encode_image
@@ -47,9 +48,9 @@ from blip.weights.bundle import Bundle, open_bundle
 from blip.weights.load import load_models
 
 TEXT = "what colour is the dog left of the circle?"
-SECONDS = 10.0  # of load by HTTP
+SECONDS = 6.0  # of each load by HTTP
 CLIENTS = 64
-PATIENCE = 150.0  # seconds for Hugging Face's BLIP, and for each step of making its environment
+TOTAL = 480.0  # seconds, in which each part begins; Hugging Face's BLIP ends in them as well
 
 
 class Bench:
@@ -60,6 +61,23 @@ class Bench:
         self.small = small
         self.largest = 4 if small else 64
         self.figures: dict[str, Any] = {}
+        self._end = time.monotonic() + TOTAL
+
+    @property
+    def left(self) -> float:
+        """Seconds of the total."""
+        return max(0.0, self._end - time.monotonic())
+
+    def attempt(self, name: str, part: Callable[[], None]) -> None:
+        """Do a part, if there is time; what it fails of is noted."""
+        if not self.left:
+            self.note(f"{name}: left out", "no time was left")
+            return
+        try:
+            part()
+        except Exception as error:
+            self.note(f"{name}: came no further", f"{type(error).__name__}: {error}".partition("\n")[0])
+        release()
 
     def note(self, name: str, value: Any, unit: str = "") -> None:
         """Keep a figure and print it."""
@@ -115,25 +133,34 @@ def main(argv: Sequence[str]) -> int:
         write_bundle(path, small=dry)
         bundle = open_bundle(path)
         dtypes = ["float32"] if dry else precisions(bench.device)
-        compare_scenes(bench, 8 if dry else options.scenes, dtypes)
-        compare_random(bench, bundle, options.pictures, dtypes)
         default = "float32" if dry else "float16"
-        peers(bench, bundle)
-        hugging_face(bench)
-        speed(bench, bundle, default)
-        failures(bench, bundle, default)
-        start(bench, path, default)
-        if not options.no_http:
-            http(bench, path, default)
-    result = {
-        **head("gpu", quick=dry),
-        **machine(bench.device.type),
-        "driver": driver(),
-        "torch": torch.__version__,
-        "figures": bench.figures,
-    }
-    print(f"\non {result['cpu']}, {result['cores']} cores, {result.get('gpu', 'no GPU')}")
-    finish(result, None if dry else f"gpu-{result['gpu'].replace(' ', '-')}-{result['time'][:10]}")
+        parts = {
+            # First, because our own arithmetic is set for the whole process.
+            "LAVIS on the same device": partial(peers, bench, bundle),
+            "speed": partial(speed, bench, bundle, default),
+            "start": partial(start, bench, path, default),
+            "HTTP": partial(http, bench, path, default),
+            "drawn scenes": partial(compare_scenes, bench, 8 if dry else options.scenes, dtypes),
+            "failures": partial(failures, bench, bundle),
+            "random pictures": partial(compare_random, bench, bundle, options.pictures, dtypes),
+            "Hugging Face's BLIP": partial(hugging_face, bench),
+        }
+        if options.no_http:
+            del parts["HTTP"]
+        about = {
+            **head("gpu", quick=dry),
+            **machine(bench.device.type),
+            "driver": driver(),
+            "torch": torch.__version__,
+            "figures": bench.figures,
+        }
+        name = f"gpu-{about.get('gpu', 'none').replace(' ', '-')}-{about['time'][:10]}"
+        for part, work in parts.items():
+            bench.attempt(part, work)
+            if not dry:
+                keep(about, name)
+    print(f"\non {about['cpu']}, {about['cores']} cores, {about.get('gpu', 'no GPU')}")
+    finish(about, None if dry else name)
     return 0
 
 
@@ -181,7 +208,7 @@ def different(task: str, ours: Sequence[Any], theirs: Sequence[Any]) -> str:
 
 
 def peers(bench: Bench, bundle: Bundle) -> None:
-    """LAVIS on the same device, one picture at a time, in float32 as it is and in half precision."""
+    """LAVIS on the same device, one picture at a time, in float32 with torch's settings and in half precision."""
     for dtype in (torch.float32,) if bench.small else (torch.float32, torch.float16):
         models = load_exact(bundle, bench.device)
         for task, model in models.items():
@@ -195,30 +222,42 @@ def peers(bench: Bench, bundle: Bundle) -> None:
 
 
 def hugging_face(bench: Bench) -> None:
-    """Hugging Face's BLIP on the same device, as far as it comes in its time."""
+    """Hugging Face's BLIP on the same device, as far as it comes in the time that is left."""
     try:
-        python = hf_python(PATIENCE, make=not bench.small)
+        python = hf_python(bench.left, make=not bench.small)
     except MissingError as reason:
         bench.note("Hugging Face's BLIP is left out", str(reason))
         return
-    process = subprocess.Popen(
-        [python, "-W", "ignore", "-m", "benchmarks.hf_gpu", *(["--small"] if bench.small else [])],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # compiling has processes of its own, which end with it
-    )
-    patience = threading.Timer(PATIENCE, os.killpg, [process.pid, signal.SIGKILL])
-    patience.start()
-    assert process.stdout is not None
-    for line in process.stdout:
-        found = json.loads(line)
-        name = f"Hugging Face, {found['dtype']}{', compiled' if found['compiled'] else ''}, {found['task']}"
-        bench.note(f"{name}, batch {found['batch']}", found["ms"], "ms")
-    patience.cancel()
-    if process.wait() != 0:
+    command: list[str | Path] = [
+        python,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.hf_gpu",
+        *(["--small"] if bench.small else []),
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    # In a session of its own: compiling has processes of its own, which end with it.
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        patience = threading.Timer(bench.left, os.killpg, [process.pid, signal.SIGKILL])
+        patience.start()
+        try:
+            assert process.stdout is not None
+            for line in filter(None, map(figure_of, process.stdout)):
+                name = f"Hugging Face, {line['dtype']}{', compiled' if line['compiled'] else ''}, {line['task']}"
+                bench.note(f"{name}, batch {line['batch']}", line["ms"], "ms")
+        finally:
+            patience.cancel()
+    if process.returncode != 0:
         bench.note("Hugging Face's BLIP came no further", f"status {process.returncode}")
+
+
+def figure_of(line: str) -> dict[str, Any] | None:
+    """The figure that a line of `benchmarks.hf_gpu` tells; None for one that a library printed."""
+    found: dict[str, Any] | None = json.loads(line) if line.startswith("{") else None
+    return found
 
 
 def speed(bench: Bench, bundle: Bundle, dtype: str) -> None:
@@ -230,18 +269,21 @@ def speed(bench: Bench, bundle: Bundle, dtype: str) -> None:
         "models loaded, graphs captured and proven, to batches of 16", round(time.perf_counter() - begin, 2), "s"
     )
     bench.note("card in use before", before, "MiB")
-    bench.note("card in use by all three models", bench.memory(), "MiB")
+    bench.note("card in use with all three models", bench.memory(), "MiB")
     del models
     release()
     models = bench.load(bundle, dtype, bench.largest)
     tasks = {task.name: task(models[task.bundle_name]) for task in TASKS}
+    requests = {name: prepared(task, bench.largest) for name, task in tasks.items()}
     for name, task in tasks.items():
-        samples = prepared(task, bench.largest)
+        samples = requests[name]
         bench.note(f"ours, {dtype}, {name} alone", bench.milliseconds(partial(alone, task, samples[0])), "ms")
         for batch in bucket_sizes(bench.largest):
-            ms = bench.milliseconds(partial(task.run, samples[:batch]), 5)
-            bench.note(f"ours, {dtype}, {name} in batches of {batch}", round(batch / ms * 1e3, 1), "per s")
-    mixed(bench, tasks)
+            with noting_lack_of_memory(bench, f"ours, {dtype}, {name} in batches of {batch}"):
+                ms = bench.milliseconds(partial(task.run, samples[:batch]), 5)
+                bench.note(f"ours, {dtype}, {name} in batches of {batch}", round(batch / ms * 1e3, 1), "per s")
+    for batch in bucket_sizes(bench.largest):
+        mixed(bench, tasks, requests, batch)
     roofline(bench, models)
     bench.note(f"card in use after batches of {bench.largest}", bench.memory(), "MiB")
 
@@ -259,10 +301,19 @@ def alone(task: Task, sample: Sample) -> str:
     return task.say(found)
 
 
-def mixed(bench: Bench, tasks: dict[str, Task]) -> None:
-    """All tasks at once through the batcher."""
-    batcher = Batcher(lambda name, samples: tasks[name].run(samples), bench.largest)
-    samples = [(name, sample) for name, task in tasks.items() for sample in prepared(task, bench.largest)]
+@contextmanager
+def noting_lack_of_memory(bench: Bench, name: str) -> Iterator[None]:
+    """What a card is too small for costs no other figure."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        bench.note(name, "no memory")
+
+
+def mixed(bench: Bench, tasks: dict[str, Task], requests: dict[str, list[Sample]], batch: int) -> None:
+    """All tasks at once through the batcher, one request of each after the other."""
+    batcher = Batcher(lambda name, samples: tasks[name].run(samples), batch)
+    samples = [one for together in zip(*requests.values(), strict=True) for one in zip(requests, together, strict=True)]
     rates = []
     for _ in range(4):
         begin = time.perf_counter()
@@ -270,7 +321,12 @@ def mixed(bench: Bench, tasks: dict[str, Task]) -> None:
         for future in futures:
             future.result(DEADLINE)
         rates.append(len(samples) / (time.perf_counter() - begin))
-    bench.note("ours, mixed tasks through the batcher", round(statistics.median(rates[1:]), 1), "per s")
+    batcher.close()
+    bench.note(
+        f"ours, mixed tasks through the batcher, batches of up to {batch}",
+        round(statistics.median(rates[1:]), 1),
+        "per s",
+    )
 
 
 @torch.inference_mode()
@@ -288,15 +344,19 @@ def roofline(bench: Bench, models: dict[str, Model]) -> None:
     bench.note(f"image encoder, batch {bench.largest}", f"{rate:.1f} TFLOP/s, {rate / peak:.0%} of it")
 
 
-def failures(bench: Bench, bundle: Bundle, dtype: str) -> None:
-    """Too little memory for a batch, and an error after which the device does nothing more."""
-    models = bench.load(bundle, dtype, 16, graphs=False)
+def failures(bench: Bench, bundle: Bundle) -> None:
+    """Too little memory for a batch, and an error after which the device does nothing more.
+
+    In float32, where an answer is the same in a batch of any size, and without graphs, which have their memory already.
+    """
+    models = bench.load(bundle, "float32", 16, graphs=False)
     (task,) = [task(models["answer"]) for task in TASKS if task.bundle_name == "answer"]
     samples = prepared(task, 16)
     expected = task.run(samples)
     with little_memory(bench, partial(task.run, samples[:4])):
         batcher = Batcher(partial(run_task, task), 16, partial(check_device, bench.device))
         found = [future.result(DEADLINE) for future in batcher.submit_together("answer", samples)]
+        batcher.close()
     same = sum(one.value == other for one, other in zip(found, expected, strict=True))
     bench.note("memory for four: answers of sixteen that come, and are the same", same)
     bench.note("memory for four: batches", sorted({one.batch_size for one in found}))
@@ -339,32 +399,32 @@ def little_memory(bench: Bench, fits: Callable[[], Any]) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def start(bench: Bench, bundle: Path, dtype: str) -> None:
+def start(bench: Bench, path: Path, dtype: str) -> None:
     """The server with batches as by default: start to READY and memory; then the stages of its setup."""
     before, begin = bench.memory(), time.perf_counter()
-    with serving(bench, bundle, dtype):
+    with serving(bench, path, dtype):
         bench.note("start to READY", round(time.perf_counter() - begin, 1), "s")
         bench.note("card in use by the server, its context included", bench.memory() - before, "MiB")
-    for stage, seconds in profile(bundle, bench.device.type).items():
+    for stage, seconds in profile(path, bench.device.type).items():
         bench.note(f"setup without the server: {stage}", seconds, "s")
 
 
 @contextmanager
-def serving(bench: Bench, bundle: Path, dtype: str, **settings: str) -> Iterator[Server]:
+def serving(bench: Bench, path: Path, dtype: str, **settings: str) -> Iterator[Server]:
     """The server with these weights, READY."""
-    environment = {"BLIP_DEVICE": bench.device.type, "BLIP_WEIGHTS": str(bundle), "BLIP_DTYPE": dtype, **settings}
+    environment = {"BLIP_DEVICE": bench.device.type, "BLIP_WEIGHTS": str(path), "BLIP_DTYPE": dtype, **settings}
     with Server({**environment, "COG_LOG_LEVEL": "error"}) as server:
         server.wait_for("READY", START)
         yield server
 
 
-def http(bench: Bench, bundle: Path, dtype: str) -> None:
+def http(bench: Bench, path: Path, dtype: str) -> None:
     """Clients that ask the server one request after another."""
-    with serving(bench, bundle, dtype, BLIP_MAX_BATCH=str(bench.largest), COG_MAX_CONCURRENCY=str(CLIENTS)) as server:
-        for workload, kinds in WORKLOADS.items():
+    with serving(bench, path, dtype, BLIP_MAX_BATCH=str(bench.largest), COG_MAX_CONCURRENCY=str(CLIENTS)) as server:
+        for workload, kinds in {**{kind: (kind,) for kind in INPUTS}, "mixed": tuple(INPUTS)}.items():
             cell = measure(server.url, kinds, CLIENTS, 1.0 if bench.small else SECONDS)
             bench.note(f"{CLIENTS} clients over HTTP, {workload}", round(cell.rate, 1), "per s")
-            bench.note(f"{CLIENTS} clients over HTTP, {workload}: largest batch", max(cell.batches))
+            bench.note(f"{CLIENTS} clients over HTTP, {workload}: largest batch", max(cell.batches, default=0))
             bench.note(f"{CLIENTS} clients over HTTP, {workload}: lost", dict(cell.lost))
 
 
@@ -380,7 +440,7 @@ def driver() -> str | None:
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except OSError:
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 

@@ -24,9 +24,13 @@ def of_processor(name: str, result: dict[str, Any]) -> str:
     return f"{name}-{'-'.join(re.findall('[A-Za-z0-9.]+', result['cpu']))}"
 
 
+def keep(result: dict[str, Any], name: str) -> None:
+    """Keep the result under benchmarks/results."""
+    (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps(result) + "\n")
+
+
 def finish(result: dict[str, Any], keep_as: str | None) -> None:
-    """Print the result as one line of JSON and, if it has a name, keep it under benchmarks/results."""
-    line = json.dumps(result)
+    """Print the result as one line of JSON and, if it has a name, keep it."""
     if keep_as:
-        (ROOT / "benchmarks" / "results" / f"{keep_as}.json").write_text(line + "\n")
-    print(line)
+        keep(result, keep_as)
+    print(json.dumps(result))

@@ -18,7 +18,7 @@ from typing import Any
 
 import requests
 
-from benchmarks.harness import EXAMPLES, START, Server, chosen, data_uri
+from benchmarks.harness import DEADLINE, EXAMPLES, START, Server, chosen, data_uri
 from benchmarks.machine import processor
 from benchmarks.outcome import finish, of_processor
 from blip.config import DEMO
@@ -84,16 +84,15 @@ def measure(url: str, kinds: Sequence[str], clients: int, seconds: float) -> Cel
             while True:
                 if time.monotonic() - started >= seconds:
                     return
-                answer = session.post(f"{url}/predictions", json={"input": {"image": image, **INPUTS[kind]}})
-                if answer.status_code != 409:
+                status, body, wait = ask(session, f"{url}/predictions", {"image": image, **INPUTS[kind]})
+                if status != 409:
                     break
                 with lock:
                     cell.refused += 1
-                time.sleep(float(answer.headers.get("Retry-After", SOON)))
-            body: dict[str, Any] = answer.json() if answer.status_code == 200 else {}  # others may be no JSON
+                time.sleep(wait)
             with lock:
                 if body.get("status") != "succeeded":
-                    cell.lost[f"{answer.status_code}: {body.get('error') or answer.text[:200]}"] += 1
+                    cell.lost[f"{status}: {body.get('error')}"] += 1
                     continue
                 finished.append(time.monotonic())
                 cell.latencies.append(finished[-1] - asked)
@@ -107,6 +106,16 @@ def measure(url: str, kinds: Sequence[str], clients: int, seconds: float) -> Cel
         thread.join()
     cell.elapsed = max(finished) - started or seconds
     return cell
+
+
+def ask(session: requests.Session, url: str, inputs: dict[str, str]) -> tuple[int, dict[str, Any], float]:
+    """The status (0 for no answer), the body or what was said, and the seconds to wait before asking again."""
+    try:
+        answer = session.post(url, json={"input": inputs}, timeout=DEADLINE)
+        body = answer.json() if answer.status_code == 200 else {"error": answer.text[:200]}  # others may be no JSON
+    except requests.RequestException as error:
+        return 0, {"error": type(error).__name__}, SOON
+    return answer.status_code, body, float(answer.headers.get("Retry-After", SOON))
 
 
 def device_memory() -> int | None:

@@ -47,10 +47,12 @@ def used_memory(device: torch.device) -> int | None:
 
 
 def check_device(device: torch.device) -> None:
-    """Compute something small: after some CUDA errors (not those of memory) nothing works any more.
+    """Wait for what was begun, and compute something small: after some CUDA errors (not of memory) nothing works.
 
     Raises:
         RuntimeError: the device no longer computes.
     """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     with contextlib.suppress(torch.OutOfMemoryError):
         torch.ones(1, device=device).add_(1).item()

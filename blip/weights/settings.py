@@ -58,7 +58,10 @@ def checked(task: str, config: Mapping[str, Any], tokenizer: Any) -> dict[str, A
 
 
 def check_numbers(task: str, config: Mapping[str, Any], tokenizer: Any) -> None:
-    """Raise a BundleError, which names the setting, its value and the limit, unless the model has room for them."""
+    """Raise a BundleError unless the model can have as many beams and tokens as `config` says.
+
+    It names the setting, its value and the limit.
+    """
     positions = config["text"]["max_position_embeddings"]
     if task != "match":
         begin = 1
@@ -79,7 +82,7 @@ def check_numbers(task: str, config: Mapping[str, Any], tokenizer: Any) -> None:
 
 def _within(task: str, config: Mapping[str, Any], name: str, least: int, most: int) -> None:
     value = config[name]
-    if not isinstance(value, int) or not least <= value <= most:
+    if type(value) is not int or not least <= value <= most:  # true is an int as well
         raise BundleError(f"{task}.{name}={value} is beyond the model; set it to a number from {least} to {most}.")
 
 

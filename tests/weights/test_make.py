@@ -706,7 +706,9 @@ def test_a_config_that_lacks_a_setting_of_the_search_is_one_sentence(tmp_path: P
         load_with(tmp_path, config)
 
 
-@pytest.mark.parametrize("setting", ["num_beams=0", 'num_beams="3"', "num_beams=2.5", "max_length=2", "min_length=31"])
+@pytest.mark.parametrize(
+    "setting", ["num_beams=0", 'num_beams="3"', "num_beams=2.5", "num_beams=true", "max_length=2", "min_length=31"]
+)
 def test_a_config_written_by_hand_that_no_model_can_follow_is_one_sentence(tmp_path: Path, setting: str) -> None:
     name, _, value = setting.partition("=")
     config = {**open_bundle(DEMO).config("caption"), name: json.loads(value)}
