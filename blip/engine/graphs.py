@@ -47,7 +47,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         try:
             with (
-                torch.cuda.stream(torch.cuda.current_stream()),  # a capture that fails does not go back to it by itself
+                torch.cuda.stream(torch.cuda.current_stream()),  # a capture that fails does not come back to it
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 results = work()
@@ -230,8 +230,9 @@ class TextGraphs(Graphs):
         begin()
         chosen = 1  # tokens
         for step in steps * self._most_steps:
-            samples = search.samples(batch, chosen) if follow else []
-            if not follow:
+            if follow:
+                samples = search.samples(batch, chosen)
+            else:
                 pace.wait()
             if self._flag:
                 break
