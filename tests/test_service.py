@@ -1,14 +1,16 @@
-"""Trying a machine out before it is READY."""
+"""Trying a machine out before it is READY, and batches on a device with graphs."""
 
 from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from blip.config import DEMO
+from blip.engine.graphs import Work
 from blip.pictures.pool import Pool
 from blip.service import Service
-from blip.tasks import TASKS, Outputs, Sample, Task
+from blip.tasks import TASKS, Matching, Outputs, Sample, Task
 from blip.weights.bundle import open_bundle
 from blip.weights.load import load_models, with_graphs
 
@@ -36,3 +38,24 @@ def test_batches_of_every_bucket_are_tried_where_there_are_buckets(graphs: bool,
     finally:
         service.close()
     assert service.batches == {task.name: sizes for task in TASKS}
+
+
+@pytest.mark.parametrize("largest", [2, 3])
+def test_a_batch_larger_than_all_graphs_runs_in_parts_that_have_one(largest: int) -> None:
+    ran: list[int] = []
+
+    def record(work: Work) -> Work:
+        def counted() -> tuple[Tensor, ...]:
+            results = work()
+            ran.append(len(results[0]))
+            return results
+
+        return counted
+
+    models = load_models(open_bundle(DEMO), torch.device("cpu"), "float32")
+    task = Matching(with_graphs(models, largest, record)["match"])
+    sample = task.example()
+    ran.clear()
+    outputs = task.run([sample] * 7)
+    assert ran == [largest] * (7 // largest) + [1]
+    assert outputs == [*task.run([sample])] * 7
