@@ -89,14 +89,24 @@ def _not_stored(error: OSError) -> FetchError:
 
 def _locked(parent: Path) -> tuple[Path, int]:
     """A new directory and its descriptor, which keeps it locked."""
-    while True:
+    while True:  # until it is one that no other server, which starts as well, takes for a leftover and removes
         directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        descriptor = os.open(directory, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # another server that starts takes it for a leftover; or there are no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if directory.exists():
-            return directory, descriptor
-        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(directory, os.O_RDONLY)
+            if _lock(descriptor) and directory.exists():
+                return directory, descriptor
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock it, where there are locks; False where another has it locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _remove_leftovers(parent: Path) -> None:

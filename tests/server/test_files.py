@@ -1,6 +1,11 @@
 """Temporary files when the disk is full, or the directory is not to be used."""
 
+import fcntl
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +48,22 @@ def test_only_directories_of_servers_that_do_not_live_are_removed(
     assert left == {living.new().parent.name, other.new().parent.name, "elsewhere", "blip-server-link"}
     living.close()
     other.close()
+
+
+def test_a_directory_that_another_server_removes_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make, made = tempfile.mkdtemp, list[Path]()
+
+    def made_beside_another(**where: Any) -> str:
+        """The other has the first locked, and has removed the second."""
+        made.append(Path(make(**where)))
+        if len(made) == 1:
+            fcntl.flock(os.open(made[0], os.O_RDONLY), fcntl.LOCK_EX)
+        elif len(made) == 2:
+            shutil.rmtree(made[1])
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made_beside_another)
+    files = Files()
+    assert files.new().parent == made[2]
+    files.close()
