@@ -20,8 +20,8 @@ def descendants(pid: int) -> Iterator[int]:
 
 def worker_of(server: int) -> int:
     """The process that holds the predictor; the server's other child is Python's resource tracker."""
-    [worker] = [pid for pid in descendants(server) if b"spawn_main" in _command(pid)]
-    return worker
+    # The first: one that has just been forked from it has its command line.
+    return next(pid for pid in descendants(server) if b"spawn_main" in _command(pid))
 
 
 def decoders_of(server: int) -> list[int]:

@@ -32,9 +32,9 @@ class Receiver(Peer):
 
     def post(self, request: Request, body: dict[str, Any]) -> None:
         self.requests.append((request.body, dict(request.headers)))
-        self._bodies.put(body)
         self.tokens.append(request.headers["Authorization"])
         answer = self._coming.pop(0) if self._coming else 200
+        self._bodies.put(body)  # last: who takes it looks at the others
         self.release.wait(DEADLINE)
         if isinstance(answer, str):
             request.answer(302, b"", Location=answer, **self._headers)
@@ -72,9 +72,9 @@ class FileServer(Peer):
         self.requests += 1
         self.agents.add(request.headers["User-Agent"])
         what, _, rest = request.path[1:].partition("/")
-        if what == "held":  # until `release` is set
-            self.release.wait(DEADLINE)
-        if what == "status":  # /status/404
+        if what == "held":
+            self._hold_back(request)
+        elif what == "status":  # /status/404
             request.answer(int(rest))
         elif what == "redirect":  # /redirect/URL
             request.answer(302, Location=urllib.parse.unquote(rest))
@@ -109,6 +109,16 @@ class FileServer(Peer):
             request.answer(200, gzip.compress(bytes(10**7)), Content_Encoding="gzip")
         else:
             request.answer(200, (EXAMPLES / Path(request.path).name).read_bytes())
+
+    def _hold_back(self, request: Request) -> None:
+        """Send the image when `release` is set; until then so little of it that nobody gives up waiting."""
+        image = (EXAMPLES / Path(request.path).name).read_bytes()
+        request.answer(200, image[:1], Content_Length=str(len(image)))
+        sent = 1
+        while not self.release.wait(1):
+            request.wfile.write(image[sent : sent + 1])
+            sent += 1
+        request.wfile.write(image[sent:])
 
     def _pour(self, request: Request, block: bytes) -> None:
         while not self.release.is_set():

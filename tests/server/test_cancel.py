@@ -113,6 +113,8 @@ def test_a_client_that_hangs_up_frees_its_slot(watched: Watched, files: FileServ
             elif way == "half":
                 clients.callback(client.shutdown, socket.SHUT_WR)
         wait_until(lambda: not watched.is_free(), "the slots to be taken")
+        if state in ("queued", "running"):
+            wait_until(watched.thinking.exists, "the first to run")
         refused = watched.server.predict(input={"image": PAIR})
         assert refused.status_code == 409
     wait_until(watched.is_free, "the slots")

@@ -216,6 +216,16 @@ def test_an_answer_that_is_not_the_servers_is_said_to_be_one(watched: Watched, s
     expect(watched.page.locator("#problem")).to_have_text(f"The server answered {status}.")
 
 
+def wait_for_download(page: Page, files: FileServer) -> None:
+    """Wait with the browser: a request of the page goes through this program."""
+
+    def begun() -> bool:
+        page.wait_for_timeout(50)
+        return files.requests == 1
+
+    wait_until(begun, "the download")
+
+
 def test_another_picture_clears_what_was_said_of_the_first(watched: Watched, files: FileServer) -> None:
     page = watched.page
     page.set_input_files("#file", PAIR)
@@ -224,7 +234,7 @@ def test_another_picture_clears_what_was_said_of_the_first(watched: Watched, fil
     page.fill("#address", f"{files.url}/held/pair.jpg")
     expect(page.locator("#answer")).to_be_empty()
     page.click("#ask")
-    wait_until(lambda: files.requests == 1, "the download")
+    wait_for_download(page, files)
     page.set_input_files("#file", EXAMPLES / "group.png")
     expect(page.locator("#cancel")).to_be_hidden()
     files.release.set()
@@ -284,7 +294,7 @@ def test_a_file_that_is_gone_is_said_to_be(watched: Watched, tmp_path: Path) -> 
 def test_cancel_ends_the_prediction(watched: Watched, server: Server, files: FileServer) -> None:
     watched.page.fill("#address", f"{files.url}/held/pair.jpg")
     watched.page.click("#ask")
-    wait_until(lambda: files.requests == 1, "the download")
+    wait_for_download(watched.page, files)
     with watched.page.expect_event("requestfailed") as ended:
         watched.page.click("#cancel")
     expect(watched.page.locator("#time")).to_have_text("Canceled.")

@@ -245,9 +245,12 @@ def test_a_lost_thread_or_device_leaves_nobody_waiting(fault: str, error: str) -
                 )
                 for text in ("a", "b", fault, "c")
             ]
-        bodies = [answer.result().json() for answer in answers]
-        assert error in [body["error"] for body in bodies]
-        assert {body["error"] for body in bodies} <= {error, None}
+        found = [answer.result() for answer in answers]
+        # A prediction that was not yet with the thread may get another error, or be refused, as the process has ended.
+        errors = [one.json()["error"] for one in found if one.status_code == 200]
+        assert error in errors
+        assert set(errors) <= {error, None}
+        assert {one.status_code for one in found} <= {200, 500, 503}
         wait_for_the_end(server)
         (told,) = [entry for entry in server.entries() if entry["severity"] == "CRITICAL"]
         assert told["exception"].startswith("Traceback")
