@@ -301,7 +301,8 @@ def prism(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = ["npx", "--yes", "--prefer-offline", "@stoplight/prism-cli@5.14.2", "mock"]
     command += ["--port", str(port), str(SPECIFICATION)]
     with log_path.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        impatient = {**os.environ, "npm_config_fetch_timeout": "20000", "npm_config_fetch_retries": "0"}
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=impatient, start_new_session=True)
     try:
         wait_until(lambda: "is listening" in log_path.read_text() or process.poll() is not None, "Prism")
         if process.poll() is not None:
