@@ -12,10 +12,8 @@ from pathlib import Path
 def descendants(pid: int) -> Iterator[int]:
     """The process and all that it started."""
     yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in children.read_text().split():
-                yield from descendants(int(child))
+    for child in _children(pid):
+        yield from descendants(child)
 
 
 def worker_of(server: int) -> int:
@@ -27,6 +25,11 @@ def worker_of(server: int) -> int:
 def decoders_of(server: int) -> list[int]:
     """The processes that decode pictures."""
     return [pid for pid in descendants(server) if b"blip.pictures" in _command(pid)]
+
+
+def own_decoders() -> list[int]:
+    """Those that this process itself started, and no server that it started."""
+    return [pid for pid in _children(os.getpid()) if b"blip.pictures" in _command(pid)]
 
 
 def opened_by(pid: int) -> dict[str, os.stat_result]:
@@ -55,6 +58,12 @@ def proportional_memory(pid: int) -> int:
 def peak_memory(pid: int) -> int:
     """The process's largest resident memory so far, in bytes."""
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
+
+
+def _children(pid: int) -> Iterator[int]:
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            yield from map(int, children.read_text().split())
 
 
 def _command(pid: int) -> bytes:

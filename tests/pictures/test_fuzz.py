@@ -5,7 +5,6 @@ Index I of the same SEED is always the same file.
 
 import asyncio
 import itertools
-import os
 import random
 import re
 import struct
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.processes import decoders_of, memory
+from benchmarks.processes import memory, own_decoders
 from blip.errors import ImageError
 from blip.pictures.pool import Pool
 from tests.image_files import chunk, encoded, noise, png, ramp, tiff
@@ -162,13 +161,13 @@ def test_twenty_thousand_damaged_files_are_pictures_or_sentences(tmp_path: Path)
         pool = Pool()
         try:
             pool.wait()
-            processes = decoders_of(os.getpid())
+            processes = own_decoders()
             held: list[int] = []
             for until in (SAMPLES // 4, SAMPLES):
                 indices = itertools.count(0 if not held else SAMPLES // 4)
                 await asyncio.gather(*[work(pool, tmp_path / str(pid), until) for pid in processes])
                 held.append(sum(map(memory, processes)))
-            assert decoders_of(os.getpid()) == processes, "one has crashed"
+            assert own_decoders() == processes, "one has crashed"
             return held
         finally:
             pool.close()

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import DEADLINE, EXAMPLES, POLL, ROOT
-from benchmarks.processes import decoders_of, opened_by
+from benchmarks.processes import opened_by, own_decoders
 from blip.engine.encoders import normalise
 from blip.errors import ImageError
 from blip.lavis import import_lavis, pixel_values
@@ -70,7 +70,7 @@ def is_decoding(pid: int) -> bool:
 
 async def until_decoding() -> int:
     """The first process that decodes."""
-    while not (busy := [pid for pid in decoders_of(os.getpid()) if is_decoding(pid)]):
+    while not (busy := [pid for pid in own_decoders() if is_decoding(pid)]):
         await asyncio.sleep(POLL)
     return busy[0]
 
@@ -83,7 +83,7 @@ async def refusal(pool: Pool, path: Path) -> str:
 
 async def still_works(pool: Pool) -> None:
     """All processes give pictures, more at a time than there are."""
-    pixels = await asyncio.gather(*[pool.pixels(PAIR, 384) for _ in range(2 * len(decoders_of(os.getpid())) + 1)])
+    pixels = await asyncio.gather(*[pool.pixels(PAIR, 384) for _ in range(2 * len(own_decoders()) + 1)])
     assert all(found == pixels[0] for found in pixels)
 
 
@@ -129,21 +129,21 @@ def test_cancelling_ends_the_decoding(slow: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await request
         await still_works(pool)
-        assert pid not in decoders_of(os.getpid())
+        assert pid not in own_decoders()
 
     with_pool(work)
 
 
 def test_cancelling_what_waits_for_a_process_leaves_the_others_alone(slow: Path) -> None:
     async def work(pool: Pool) -> None:
-        before = decoders_of(os.getpid())
+        before = own_decoders()
         requests = [asyncio.create_task(pool.pixels(slow, 384)) for _ in before]
         waiting = asyncio.create_task(pool.pixels(PAIR, 384))
         await until_decoding()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert decoders_of(os.getpid()) == before
+        assert own_decoders() == before
         for request in requests:
             request.cancel()
         await asyncio.wait(requests)
@@ -178,7 +178,7 @@ def test_a_picture_that_takes_too_much_processor_time_is_one_sentence(slow: Path
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_is_one_sentence() -> None:
     async def work(pool: Pool) -> None:
-        for pid in decoders_of(os.getpid()):
+        for pid in own_decoders():
             os.kill(pid, signal.SIGSTOP)
         assert await refusal(pool, PAIR) == TOO_SLOW
 
@@ -189,7 +189,7 @@ def test_a_picture_that_takes_too_much_memory_is_one_sentence(tmp_path: Path) ->
     (tmp_path / "large").write_bytes(encoded(Image.new("L", (8000, 8000)), "PNG"))
 
     async def work(pool: Pool) -> None:
-        for pid in decoders_of(os.getpid()):
+        for pid in own_decoders():
             assert resource.prlimit(pid, resource.RLIMIT_DATA) == (1280 << 20, 1280 << 20)
             resource.prlimit(pid, resource.RLIMIT_DATA, (100 << 20, 1280 << 20))
         assert await refusal(pool, tmp_path / "large") == TOO_HUNGRY
@@ -200,7 +200,7 @@ def test_a_picture_that_takes_too_much_memory_is_one_sentence(tmp_path: Path) ->
 
 def test_a_process_that_ended_while_idle_is_replaced() -> None:
     async def work(pool: Pool) -> None:
-        gone = decoders_of(os.getpid())
+        gone = own_decoders()
         for pid in gone:
             os.kill(pid, signal.SIGKILL)
         while any(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" for pid in gone):
@@ -212,12 +212,12 @@ def test_a_process_that_ended_while_idle_is_replaced() -> None:
 
 def test_signals_to_the_group_do_not_end_them() -> None:
     async def work(pool: Pool) -> None:
-        before = decoders_of(os.getpid())
+        before = own_decoders()
         for pid in before:
             for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 os.kill(pid, name)
         await still_works(pool)
-        assert decoders_of(os.getpid()) == before
+        assert own_decoders() == before
 
     with_pool(work)
 
@@ -227,7 +227,7 @@ def test_they_hold_nothing_of_the_server(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def work(pool: Pool) -> None:
         await pool.pixels(PAIR, 8)
-        for pid in decoders_of(os.getpid()):
+        for pid in own_decoders():
             opened, lifeline = opened_by(pid), lifeline_of(pid)
             assert {name for name, one in opened.items() if stat.S_ISSOCK(one.st_mode)} == {"0", lifeline}
             assert opened.keys() == {"0", "1", "2", lifeline}
