@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from benchmarks.outcome import finish, head, keep
 from benchmarks.random_blip import normalised, random_pixels
 from benchmarks.random_bundle import write_bundle
 from benchmarks.scenes import Scenes, disagreement, lavis_results, load_exact, run, run_lavis
-from benchmarks.throughput import INPUTS, measure
+from benchmarks.throughput import INPUTS, WORKLOADS, measure
 from blip.batcher import Batcher
 from blip.device import check_device
 from blip.engine.encoders import encode_image
@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
             if not dry:
                 keep(about, name)
     print(f"\non {about['cpu']}, {about['cores']} cores, {about.get('gpu', 'no GPU')}")
-    finish(about, None if dry else name)
+    finish(about, None)  # it is kept
     return 0
 
 
@@ -228,14 +228,8 @@ def hugging_face(bench: Bench) -> None:
     except MissingError as reason:
         bench.note("Hugging Face's BLIP is left out", str(reason))
         return
-    command: list[str | Path] = [
-        python,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.hf_gpu",
-        *(["--small"] if bench.small else []),
-    ]
+    small = ["--small"] if bench.small else []
+    command: list[str | Path] = [python, "-W", "ignore", "-m", "benchmarks.hf_gpu", *small]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     # In a session of its own: compiling has processes of its own, which end with it.
     with subprocess.Popen(
@@ -279,9 +273,10 @@ def speed(bench: Bench, bundle: Bundle, dtype: str) -> None:
         samples = requests[name]
         bench.note(f"ours, {dtype}, {name} alone", bench.milliseconds(partial(alone, task, samples[0])), "ms")
         for batch in bucket_sizes(bench.largest):
-            with noting_lack_of_memory(bench, f"ours, {dtype}, {name} in batches of {batch}"):
+            figure = f"ours, {dtype}, {name} in batches of {batch}"
+            with noting_lack_of_memory(bench, figure):
                 ms = bench.milliseconds(partial(task.run, samples[:batch]), 5)
-                bench.note(f"ours, {dtype}, {name} in batches of {batch}", round(batch / ms * 1e3, 1), "per s")
+                bench.note(figure, round(batch / ms * 1e3, 1), "per s")
     for batch in bucket_sizes(bench.largest):
         mixed(bench, tasks, requests, batch)
     roofline(bench, models)
@@ -312,16 +307,15 @@ def noting_lack_of_memory(bench: Bench, name: str) -> Iterator[None]:
 
 def mixed(bench: Bench, tasks: dict[str, Task], requests: dict[str, list[Sample]], batch: int) -> None:
     """All tasks at once through the batcher, one request of each after the other."""
-    batcher = Batcher(lambda name, samples: tasks[name].run(samples), batch)
     samples = [one for together in zip(*requests.values(), strict=True) for one in zip(requests, together, strict=True)]
     rates = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        futures = [batcher.submit(name, sample) for name, sample in samples]
-        for future in futures:
-            future.result(DEADLINE)
-        rates.append(len(samples) / (time.perf_counter() - begin))
-    batcher.close()
+    with closing(Batcher(lambda name, samples: tasks[name].run(samples), batch)) as batcher:
+        for _ in range(4):
+            begin = time.perf_counter()
+            futures = [batcher.submit(name, sample) for name, sample in samples]
+            for future in futures:
+                future.result(DEADLINE)
+            rates.append(len(samples) / (time.perf_counter() - begin))
     bench.note(
         f"ours, mixed tasks through the batcher, batches of up to {batch}",
         round(statistics.median(rates[1:]), 1),
@@ -353,14 +347,13 @@ def failures(bench: Bench, bundle: Bundle) -> None:
     (task,) = [task(models["answer"]) for task in TASKS if task.bundle_name == "answer"]
     samples = prepared(task, 16)
     expected = task.run(samples)
-    with little_memory(bench, partial(task.run, samples[:4])):
-        batcher = Batcher(partial(run_task, task), 16, partial(check_device, bench.device))
+    batching = closing(Batcher(partial(run_task, task), 16, partial(check_device, bench.device)))
+    with little_memory(bench, partial(task.run, samples[:4])), batching as batcher:
         found = [future.result(DEADLINE) for future in batcher.submit_together("answer", samples)]
-        batcher.close()
     same = sum(one.value == other for one, other in zip(found, expected, strict=True))
     bench.note("memory for four: answers of sixteen that come, and are the same", same)
     bench.note("memory for four: batches", sorted({one.batch_size for one in found}))
-    del models, task, batcher
+    del models, task, batcher, batching
     release()
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu_error", bench.device.type],
@@ -421,7 +414,7 @@ def serving(bench: Bench, path: Path, dtype: str, **settings: str) -> Iterator[S
 def http(bench: Bench, path: Path, dtype: str) -> None:
     """Clients that ask the server one request after another."""
     with serving(bench, path, dtype, BLIP_MAX_BATCH=str(bench.largest), COG_MAX_CONCURRENCY=str(CLIENTS)) as server:
-        for workload, kinds in {**{kind: (kind,) for kind in INPUTS}, "mixed": tuple(INPUTS)}.items():
+        for workload, kinds in {**{kind: (kind,) for kind in INPUTS}, **WORKLOADS}.items():
             cell = measure(server.url, kinds, CLIENTS, 1.0 if bench.small else SECONDS)
             bench.note(f"{CLIENTS} clients over HTTP, {workload}", round(cell.rate, 1), "per s")
             bench.note(f"{CLIENTS} clients over HTTP, {workload}: largest batch", max(cell.batches, default=0))

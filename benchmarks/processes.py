@@ -4,7 +4,7 @@ Processes, threads and descriptors go at any time: what has gone while it is loo
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def worker_of(server: int) -> int:
 
 def decoders_of(server: int) -> list[int]:
     """The processes that decode pictures."""
-    return [pid for pid in descendants(server) if b"blip.pictures" in _command(pid)]
+    return _decoders(descendants(server))
 
 
 def own_decoders() -> list[int]:
     """Those that this process itself started, and no server that it started."""
-    return [pid for pid in _children(os.getpid()) if b"blip.pictures" in _command(pid)]
+    return _decoders(_children(os.getpid()))
 
 
 def opened_by(pid: int) -> dict[str, os.stat_result]:
@@ -58,6 +58,10 @@ def proportional_memory(pid: int) -> int:
 def peak_memory(pid: int) -> int:
     """The process's largest resident memory so far, in bytes."""
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
+
+
+def _decoders(pids: Iterable[int]) -> list[int]:
+    return [pid for pid in pids if b"blip.pictures" in _command(pid)]
 
 
 def _children(pid: int) -> Iterator[int]:

@@ -151,8 +151,8 @@ def test_a_documented_command_works(served: Served, block: Block, size: str) -> 
 
 
 def roughly(line: str) -> str:
-    """The line with numbers as other processors have them too: to two places."""
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", line)
+    """The line with numbers as other processors have them too: to three places."""
+    return re.sub(r"(\d\.\d{3})\d+", r"\1", line)
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 from benchmarks.harness import EXAMPLES, ROOT
 
 
@@ -18,7 +16,5 @@ def test_setup_and_every_task_work_with_the_network_cut_off() -> None:
         text=True,
         check=False,
     )
-    if ended.stderr.startswith("unshare"):
-        pytest.skip(ended.stderr)  # the kernel does not allow it
     assert ended.returncode == 0, ended.stderr
     assert "Caption: a large red circle to the left of a small blue square\nAnswer: 2\n" in ended.stdout

@@ -86,10 +86,10 @@ def with_graphs(
     agrees: Callable[[torch.device, Search], bool] = device_beam.agrees,
 ) -> dict[str, Model]:
     """The models with works for batches of up to `max_batch` recorded, where the search on the device `agrees`."""
+    searches = {(model.device, model.search) for model in models.values() if model.search}
     try:
-        refusal = None
-        if not all(agrees(model.device, model.search) for model in models.values() if model.search):
-            refusal = "the search on this device chooses other words"
+        agreed = all(agrees(*search) for search in searches)
+        refusal = "" if agreed else "the search on this device chooses other words"
     except RuntimeError as error:
         refusal = str(error).partition("\n")[0]
     if refusal:
